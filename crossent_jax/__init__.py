@@ -1,0 +1,12 @@
+"""Exact cross-entropy and KL losses for JAX."""
+
+from . import guards as guards
+from ._binary import binary_cross_entropy as binary_cross_entropy
+from ._core import RowStats as RowStats
+from ._cross_entropy import cross_entropy as cross_entropy
+from ._cross_entropy import row_stats as row_stats
+from ._cross_entropy import soft_cross_entropy as soft_cross_entropy
+from ._cross_entropy import token_log_probs as token_log_probs
+from ._dispatch import explain as explain
+from ._reduce import LossSum as LossSum
+from ._versions import show_versions as show_versions

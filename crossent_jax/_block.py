@@ -1,0 +1,238 @@
+"""The state of a block of classes, and its gradient: the mathematics that every backend shares.
+
+With the cotangents g of the fields of ``_core.State``:
+
+    dL/du_j = e_j (g_exp_sum + g_exp_dot (1 + d_j) + g_target_exp t_j) + g_target_dot t_j + g_prior_dot pi_j
+    dL/dz_j = f'(z_j) dL/du_j
+
+The division by the sum of exponentials is already inside the cotangents (one division per row, not per class). A class is
+masked when its raw logit is -inf or ``class_mask`` is false at it, decided before the logit map (a soft cap would revive
+it); it gets no gradient, and neither does a row whose cotangents are all zero, whatever its logits hold.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ._core import NO_CLASS, State, as_shift
+from ._labels import is_label, label_value
+from ._logit_map import logit_map, logit_map_slope
+
+
+class Operands(NamedTuple):
+    """The arrays a backend reads. ``target``: int32 class indices, -1 for "not in this block", or probabilities."""
+
+    logits: Float[Array, "..."]
+    target: Array
+    prior: Float[Array, " v"] | None = None
+    class_mask: Bool[Array, "..."] | None = None
+    temperature: Float[Array, ""] | None = None
+
+
+class Wanted(NamedTuple):
+    """What is static about a state: the class axis (negative), the soft cap, and which optional fields."""
+
+    axis: int
+    softcap: float | None = None
+    entropy: bool = False
+    target_exp: bool = False
+    argmax: bool = False
+
+
+def statistics_dtype(dtype) -> jnp.dtype:
+    """float64 for float64 logits, float32 for every other floating dtype."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def is_soft(operands: Operands) -> bool:
+    """Whether the target is a distribution over the classes instead of labels."""
+    return jnp.issubdtype(operands.target.dtype, jnp.floating)
+
+
+def along_axis(vector: Array, ndim: int, axis: int) -> Array:
+    """A ``(v,)`` vector as an array of rank ``ndim`` that broadcasts along every axis but ``axis``."""
+    shape = [1] * ndim
+    shape[axis] = vector.shape[0]
+    return vector.reshape(shape)
+
+
+def block_state(wanted: Wanted, operands: Operands) -> State:
+    """The state of a block of classes: a whole row, a vocabulary block, or a shard."""
+    axis = wanted.axis
+    maximum = _row_maximum(wanted, operands)
+    classes = _classes(wanted, operands, maximum)
+    target_dot, target_mass, target_exp = (_soft_fields if is_soft(operands) else _label_fields)(
+        wanted, operands, maximum, classes
+    )
+    prior = None if operands.prior is None else _prior_of_allowed(wanted, operands, classes)
+    return State(
+        maximum=maximum,
+        exp_sum=jnp.sum(classes.e, axis),
+        exp_dot=jnp.sum(classes.e * classes.d, axis) if wanted.entropy else None,
+        target_dot=target_dot,
+        target_mass=target_mass,
+        target_exp=target_exp,
+        prior_dot=None if prior is None else jnp.sum(prior * classes.d, axis),
+        prior_mass=None if prior is None else jnp.sum(prior, axis),
+        argmax=_block_argmax(wanted, operands, maximum) if wanted.argmax else None,
+    )
+
+
+def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -> Operands:
+    """Cotangents of the operands (None: not differentiable) from the cotangents ``g`` of the state."""
+    axis = wanted.axis
+    classes = _classes(wanted, operands, state.maximum)
+    dead = jnp.expand_dims(_has_no_cotangent(g), axis)
+    dropped = dead if classes.allowed is None else dead | ~classes.allowed
+    du = jnp.where(dropped, 0, _gradient_of_mapped(wanted, operands, state, classes, g))
+    return Operands(
+        logits=_through_map(wanted, operands, classes, dropped, du).astype(operands.logits.dtype),
+        target=_gradient_of_target(wanted, operands, classes, dropped, g) if is_soft(operands) else None,
+        prior=None if operands.prior is None else _gradient_of_prior(wanted, operands, classes, dropped, g),
+        temperature=_gradient_of_temperature(operands, classes, dropped, du),
+    )
+
+
+class _Classes(NamedTuple):
+    """Per class: u, d and e, all 0 where masked, and which are allowed. ``allowed`` is None where a -inf logit needs
+    no care: then d is -inf and e is 0 at it, and only a label on it notices."""
+
+    u: Array
+    d: Array
+    e: Array
+    allowed: Array | None
+
+
+def _classes(wanted: Wanted, operands: Operands, maximum: Array) -> _Classes:
+    dtype, z = maximum.dtype, operands.logits
+    shift = jnp.expand_dims(as_shift(maximum), wanted.axis)
+    if _is_plain(wanted, operands):
+        u = z.astype(dtype)
+        return _Classes(u, u - shift, jnp.exp(u - shift), None)
+    allowed = _allowed(wanted, operands)
+    u = logit_map(jnp.where(allowed, z, 0).astype(dtype), wanted.softcap, operands.temperature)
+    d = jnp.where(allowed, u - shift, 0)
+    return _Classes(u, d, jnp.where(allowed, jnp.exp(d), 0), allowed)
+
+
+def _is_plain(wanted: Wanted, operands: Operands) -> bool:
+    absent = (wanted.softcap, operands.prior, operands.class_mask, operands.temperature)
+    return all(option is None for option in absent) and not wanted.entropy and not is_soft(operands)
+
+
+def _allowed(wanted: Wanted, operands: Operands) -> Bool[Array, "..."]:
+    z, mask = operands.logits, operands.class_mask
+    allowed = z != -jnp.inf
+    if mask is None:
+        return allowed
+    return allowed & (mask if mask.ndim == z.ndim else along_axis(mask, z.ndim, wanted.axis))
+
+
+def _allowed_logits(wanted: Wanted, operands: Operands) -> Array:
+    z = jax.lax.stop_gradient(operands.logits)
+    return z if operands.class_mask is None else jnp.where(_allowed(wanted, operands), z, -jnp.inf)
+
+
+def _row_maximum(wanted: Wanted, operands: Operands) -> Array:
+    """max_j u_j, taken over the raw logits in their own dtype: the logit map is monotone."""
+    top = jnp.max(_allowed_logits(wanted, operands), wanted.axis).astype(statistics_dtype(operands.logits.dtype))
+    temperature = operands.temperature if operands.temperature is None else jax.lax.stop_gradient(operands.temperature)
+    mapped = logit_map(as_shift(top), wanted.softcap, temperature)
+    return jnp.where(top == -jnp.inf, -jnp.inf, mapped)
+
+
+def _block_argmax(wanted: Wanted, operands: Operands, maximum: Array) -> Array:
+    index = jnp.argmax(_allowed_logits(wanted, operands), wanted.axis).astype(jnp.int32)
+    return jnp.where(maximum == -jnp.inf, NO_CLASS, index)
+
+
+def _prior_of_allowed(wanted: Wanted, operands: Operands, classes: _Classes) -> Array:
+    return jnp.where(classes.allowed, along_axis(operands.prior, classes.d.ndim, wanted.axis), 0)
+
+
+def _soft_fields(wanted, operands, maximum, classes):
+    """``(sum t d, sum t, sum t e)``; the first is -inf where the target reaches a masked class."""
+    del maximum
+    axis, target = wanted.axis, operands.target.astype(classes.d.dtype)
+    reaches_masked = jnp.any((target != 0) & ~classes.allowed, axis)
+    target = jnp.where(classes.allowed, target, 0)
+    dot = jnp.where(reaches_masked, -jnp.inf, jnp.sum(target * classes.d, axis))
+    return dot, jnp.sum(target, axis), jnp.sum(target * classes.e, axis) if wanted.target_exp else None
+
+
+def _label_fields(wanted, operands, maximum, classes):
+    """``(d_y, 1, None)``, ``(-inf, 1, None)`` for a masked label, ``(0, 0, None)`` for one that is not in this block."""
+    del classes
+    here = operands.target >= 0
+    z, allowed = _logit_of_label(wanted, operands)
+    u = logit_map(jnp.where(allowed, z, 0).astype(maximum.dtype), wanted.softcap, operands.temperature)
+    dot = jnp.where(allowed, u - as_shift(maximum), -jnp.inf)
+    return jnp.where(here, dot, 0), here.astype(maximum.dtype), None
+
+
+def _logit_of_label(wanted: Wanted, operands: Operands) -> tuple[Array, Array]:
+    z = label_value(operands.logits, operands.target, wanted.axis)
+    allowed, mask = z != -jnp.inf, operands.class_mask
+    if mask is None:
+        return z, allowed
+    if mask.ndim == operands.logits.ndim:
+        return z, allowed & label_value(mask, operands.target, wanted.axis)
+    return z, allowed & mask[jnp.maximum(operands.target, 0)]
+
+
+def _has_no_cotangent(g: State) -> Bool[Array, "..."]:
+    fields = [g.exp_sum, g.exp_dot, g.target_dot, g.target_exp, g.prior_dot]
+    return reduce(jnp.logical_and, [field == 0 for field in fields if field is not None])
+
+
+def _gradient_of_mapped(wanted: Wanted, operands: Operands, state: State, classes: _Classes, g: State) -> Array:
+    """dL/du_j of the module docstring. The one-hot is subtracted in float32, before any cast."""
+    axis, d, e = wanted.axis, classes.d, classes.e
+    factor = jnp.expand_dims(g.exp_sum, axis)
+    if g.exp_dot is not None:
+        factor = factor + jnp.expand_dims(g.exp_dot, axis) * (1 + d)
+    if g.target_exp is not None:
+        factor = factor + jnp.expand_dims(g.target_exp, axis) * operands.target.astype(d.dtype)
+    du = e * factor
+    if is_soft(operands):
+        du = du + jnp.expand_dims(g.target_dot, axis) * operands.target.astype(d.dtype)
+    else:
+        g_label = jnp.where(state.target_dot == -jnp.inf, 0, g.target_dot)
+        du = du + jnp.where(is_label(operands.target, d.shape, axis), jnp.expand_dims(g_label, axis), 0)
+    if g.prior_dot is not None:
+        du = du + jnp.expand_dims(g.prior_dot, axis) * along_axis(operands.prior, d.ndim, axis)
+    return du
+
+
+def _through_map(wanted: Wanted, operands: Operands, classes: _Classes, dropped: Array, du: Array) -> Array:
+    if wanted.softcap is None and operands.temperature is None:
+        return du
+    z = jnp.where(dropped, 0, operands.logits).astype(du.dtype)
+    return du * logit_map_slope(z, wanted.softcap, operands.temperature)
+
+
+def _gradient_of_target(wanted: Wanted, operands: Operands, classes: _Classes, dropped: Array, g: State) -> Array:
+    """d state / d t_j: d_j for the dot, 1 for the mass, e_j for the exp; nothing at a masked class."""
+    axis = wanted.axis
+    dt = jnp.expand_dims(g.target_dot, axis) * classes.d + jnp.expand_dims(g.target_mass, axis)
+    if g.target_exp is not None:
+        dt = dt + jnp.expand_dims(g.target_exp, axis) * classes.e
+    return jnp.where(dropped, 0, dt).astype(operands.target.dtype)
+
+
+def _gradient_of_prior(wanted: Wanted, operands: Operands, classes: _Classes, dropped: Array, g: State) -> Array:
+    """d state / d pi_j: d_j for the dot and 1 for the mass, summed over the rows."""
+    axis = wanted.axis
+    dprior = jnp.expand_dims(g.prior_dot, axis) * classes.d + jnp.expand_dims(g.prior_mass, axis)
+    rows = tuple(i for i in range(dprior.ndim) if i != axis % dprior.ndim)
+    return jnp.sum(jnp.where(dropped, 0, dprior), rows).astype(operands.prior.dtype)
+
+
+def _gradient_of_temperature(operands: Operands, classes: _Classes, dropped: Array, du: Array) -> Array | None:
+    """u = c / T, so du/dT = -u / T."""
+    if operands.temperature is None:
+        return None
+    return -jnp.sum(jnp.where(dropped, 0, du * classes.u)) / operands.temperature

@@ -1,0 +1,233 @@
+"""Guards of the public arguments: one function each, returning the argument in the form the rest relies on.
+
+They look at rank, shape, dtype and static values only, at trace time, and always run (chex's switch does not reach them).
+What needs the data, such as the range of labels, belongs to ``guards.values()``.
+"""
+
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._reduce import REDUCTIONS
+
+LARGEST_CLASS_COUNT = 2**31 - 2
+
+
+def array(name: str, value) -> jax.Array:
+    """Any array-like as a JAX array."""
+    if isinstance(value, jax.Array):
+        return value
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be an array; got {value!r}.")
+    value = np.asarray(value)
+    if value.dtype == object:
+        raise TypeError(f"{name} must be an array of numbers; got an object of type {type(value).__name__}.")
+    return jnp.asarray(_narrow_integers(value))
+
+
+def _narrow_integers(value: np.ndarray) -> np.ndarray:
+    """Without x64 JAX would wrap 64-bit integers into 32 bits: saturate instead, so that no id becomes another."""
+    if value.dtype.kind not in "iu" or value.dtype.itemsize < 8 or jax.config.jax_enable_x64:
+        return value
+    limits = np.iinfo(np.int32)
+    return np.clip(value, limits.min if value.dtype.kind == "i" else 0, limits.max).astype(np.int32)
+
+
+def _described(value) -> str:
+    return f"dtype {value.dtype} and shape {tuple(value.shape)}"
+
+
+def floating(name: str, value, hint: str = "") -> jax.Array:
+    """An array of a floating dtype."""
+    value = array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        fix = hint or f"cast it first: {name}.astype(jnp.float32)."
+        raise TypeError(f"{name} must have a floating dtype; got {_described(value)}. {fix[0].upper()}{fix[1:]}")
+    return value
+
+
+def logits(value, axis: int, name: str = "logits") -> tuple[jax.Array, int]:
+    """The logits, and the class axis counted from the end."""
+    value = floating(name, value)
+    if value.ndim == 0:
+        raise ValueError(f"{name} must have a class axis; got a scalar. Pass an array of shape (..., num_classes).")
+    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        raise TypeError(f"axis must be an integer; got {axis!r}.")
+    if not -value.ndim <= axis < value.ndim:
+        raise ValueError(f"axis {axis} is outside {name} of shape {tuple(value.shape)}, which has {value.ndim} axes.")
+    axis = int(axis) % value.ndim - value.ndim
+    if not 0 < value.shape[axis] <= LARGEST_CLASS_COUNT:
+        raise ValueError(
+            f"{name} has {value.shape[axis]} classes (axis {axis} of shape {tuple(value.shape)}); at least 1 is needed."
+        )
+    return value, axis
+
+
+def batch_shape(z: jax.Array, axis: int) -> tuple[int, ...]:
+    """The shape of the logits without the class axis."""
+    shape = list(z.shape)
+    del shape[axis]
+    return tuple(shape)
+
+
+def labels(value, z: jax.Array, axis: int) -> jax.Array:
+    """Integer class ids, one per row."""
+    value, expected = array("labels", value), batch_shape(z, axis)
+    if jnp.issubdtype(value.dtype, jnp.floating) and value.shape == z.shape:
+        raise TypeError(f"labels has {_described(value)}: these look like probabilities; use soft_cross_entropy.")
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"labels must have an integer dtype; got {_described(value)}. Cast class ids with labels.astype(jnp.int32)."
+        )
+    if value.shape == expected:
+        return value
+    fix = "Drop the last axis: labels.squeeze(-1)." if value.shape == (*expected, 1) else "Nothing is broadcast."
+    if value.shape == z.shape:
+        fix = "A one-hot integer array is not a label: pass its argmax, or a floating copy to soft_cross_entropy."
+    raise ValueError(
+        f"labels must have the shape of the logits {tuple(z.shape)} without axis {axis}, {expected}; "
+        f"got {tuple(value.shape)}. {fix}"
+    )
+
+
+def targets(value, z: jax.Array) -> jax.Array:
+    """Target probabilities of every class."""
+    value = floating("targets", value, "integer class ids go to cross_entropy.")
+    return _same_shape("targets", value, z.shape, "the logits' shape")
+
+
+def binary_labels(value, z: jax.Array) -> jax.Array:
+    """Labels of yes/no decisions: bool, integer or floating, the logits' shape."""
+    value = array("labels", value)
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise TypeError(f"labels must be bool, integer or floating; got {_described(value)}. Take the real part.")
+    return _same_shape("labels", value, z.shape, "the logits' shape", "Every decision has a label; one-hot class ids first.")
+
+
+def pos_weight(value, z: jax.Array):
+    """A number, a scalar array, or one weight per entry of the last axis."""
+    if value is None or isinstance(value, numbers.Real):
+        return None if value is None else scalar("pos_weight", value, low=0.0, off=1.0)
+    value = floating("pos_weight", value)
+    if value.shape not in ((), z.shape[-1:]):
+        raise ValueError(
+            f"pos_weight must be a number, or one weight per entry of the last axis, shape {z.shape[-1:]}; "
+            f"got {value.shape}."
+        )
+    return value
+
+
+def _same_shape(name: str, value: jax.Array, shape, meaning: str, hint: str = "Nothing is broadcast.") -> jax.Array:
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must have {meaning} {tuple(shape)}; got {tuple(value.shape)}. {hint}")
+    return value
+
+
+def where(value, shape, logits_shape, name: str = "where") -> jax.Array | None:
+    """A boolean array, True for the rows that count."""
+    if value is None:
+        return None
+    value = _boolean(name, value)
+    hint = "Nothing is broadcast."
+    if value.shape == tuple(logits_shape) != tuple(shape):
+        hint = "A mask over classes is class_mask."
+    return _same_shape(name, value, shape, "the labels' shape", hint)
+
+
+def class_mask(value, z: jax.Array, axis: int) -> jax.Array | None:
+    """A boolean array over the classes, ``(v,)`` or the logits' shape, True for the classes that take part."""
+    if value is None:
+        return None
+    value = _boolean("class_mask", value)
+    if value.shape not in (z.shape, (z.shape[axis],)):
+        raise ValueError(
+            f"class_mask must have shape {(z.shape[axis],)} (one mask for all rows) or the logits' shape {z.shape}; "
+            f"got {value.shape}. A mask over rows is where."
+        )
+    return value
+
+
+def _boolean(name: str, value) -> jax.Array:
+    value = array(name, value)
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be boolean; got {_described(value)}. Write {name} != 0, or row_weights for weights.")
+    return value
+
+
+def row_weights(value, shape, name: str = "row_weights") -> jax.Array | None:
+    """Floating weights, one per row."""
+    if value is None:
+        return None
+    value = floating(name, value, "a boolean mask is where=; otherwise cast with .astype(jnp.float32).")
+    return _same_shape(name, value, shape, "the labels' shape")
+
+
+def class_weights(value, num_classes: int, name: str = "class_weights") -> jax.Array | None:
+    """Floating weights, one per class."""
+    if value is None:
+        return None
+    return _same_shape(name, floating(name, value), (num_classes,), "one entry per class, shape")
+
+
+def scalar(
+    name: str, value, *, low: float = -math.inf, high: float = math.inf, off: float | None = 0.0, above: bool = False
+):
+    """A Python number or scalar array; None where a Python number says that the option is off.
+
+    Python numbers are checked against ``[low, high]`` (``above``: ``(low, high]``); traced values by ``guards.values()``.
+    """
+    if isinstance(value, bool) or isinstance(value, str) or value is None:
+        raise TypeError(f"{name} must be a number or a scalar array; got {value!r}.")
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if not math.isfinite(number) or not low <= number <= high or (above and number == low):
+            raise ValueError(f"{name} must be a finite number{_interval(low, high, above)}; got {value!r}.")
+        return None if number == off else number
+    value = array(name, value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a number or a floating scalar array; got {_described(value)}.")
+    return value
+
+
+def _interval(low: float, high: float, above: bool) -> str:
+    if low == -math.inf:
+        return ""
+    return f", {'above' if above else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+
+
+def softcap(value) -> float | None:
+    """A static positive number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"softcap is static: pass None or a Python number; got {value!r}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"softcap must be a finite number above 0, or None for no cap; got {value!r}.")
+    return float(value)
+
+
+def ignore_index(value) -> int | None:
+    """A static integer."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"ignore_index is static: pass None or a Python integer; got {value!r}.")
+    return int(value)
+
+
+def reduction(value) -> str:
+    """One of the four reductions."""
+    if value not in REDUCTIONS:
+        names = ", ".join(repr(name) for name in REDUCTIONS)
+        raise ValueError(f"reduction must be one of {names}; got {value!r}.")
+    return value
+
+
+def axis_name(value) -> str | None:
+    """The name of one mesh axis."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"axis_name must be None or the name of the mesh axis that splits the classes; got {value!r}.")
+    return value

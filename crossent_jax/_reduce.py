@@ -1,0 +1,96 @@
+"""From losses of rows to what the caller asked for: ignored rows, weights, and the four reductions.
+
+The mean is ``sum_i w_i loss_i / sum_i w_i c_i`` over the valid rows, with row weights w and the class weights c of their
+labels (already inside loss_i; soft targets: c = 1), and 0 only when no row is valid or every weight is 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ._losses import times
+
+REDUCTIONS = ("none", "mean", "sum", "loss_sum")
+
+
+class LossSum(NamedTuple):
+    """A sum of losses and the weight it stands for, so that means of parts combine into the mean of the whole.
+
+    ``a + b`` joins microbatches, ``.psum(axis_name)`` joins the shards of a mesh axis, ``.mean()`` divides. Accumulate
+    LossSums (and gradients of ``total``) over uneven microbatches and divide once: averaging their means is wrong.
+
+    Args:
+        total: () float32, sum of weighted losses in nats.
+        weight: () float32, the denominator of the mean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> a, b = LossSum(jnp.float32(6.0), jnp.float32(3.0)), LossSum(jnp.float32(4.0), jnp.float32(1.0))
+        >>> print((a + b).mean())
+        2.5
+    """
+
+    total: Float[Array, "..."]
+    weight: Float[Array, "..."]
+
+    def __add__(self, other: "LossSum") -> "LossSum":
+        if not isinstance(other, LossSum):
+            return NotImplemented
+        return LossSum(self.total + other.total, self.weight + other.weight)
+
+    def __radd__(self, other) -> "LossSum":
+        """``sum(list_of_loss_sums)`` starts from the integer 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def psum(self, axis_name) -> "LossSum":
+        """The sum over a mesh axis (inside ``jax.shard_map`` or ``jax.vmap(axis_name=...)``)."""
+        return LossSum(jax.lax.psum(self.total, axis_name), jax.lax.psum(self.weight, axis_name))
+
+    def mean(self) -> Float[Array, "..."]:
+        """``total / weight``; 0 where both are 0 (nothing counted)."""
+        nothing = (self.weight == 0) & (self.total == 0)
+        return jnp.where(nothing, 0, self.total / jnp.where(nothing, 1, self.weight))
+
+
+def valid_rows(labels: Array | None, where: Bool[Array, "..."] | None, ignore_index: int | None):
+    """Rows that count, or None where every row does."""
+    kept = None
+    if ignore_index is not None and _can_hold(labels.dtype, ignore_index):
+        kept = labels != jnp.asarray(ignore_index, labels.dtype)
+    if where is None:
+        return kept
+    return where if kept is None else kept & where
+
+
+def _can_hold(dtype, value: int) -> bool:
+    limits = jnp.iinfo(dtype)
+    return limits.min <= value <= limits.max
+
+
+def keep(valid: Bool[Array, "..."] | None, tree):
+    """Zero every statistic of the ignored rows: statistics, not losses, so that no NaN of theirs meets a 0 cotangent."""
+    if valid is None:
+        return tree
+    return jax.tree.map(lambda field: jnp.where(valid, field, 0), tree)
+
+
+def reduce_rows(
+    loss: Float[Array, "..."],
+    valid: Bool[Array, "..."] | None,
+    row_weights: Float[Array, "..."] | None,
+    class_weight: Float[Array, "..."] | None,
+    reduction: str,
+):
+    """Apply row weights and one of ``REDUCTIONS``. ``loss`` already holds the class weights, and 0 for ignored rows."""
+    weight = jnp.ones_like(loss) if class_weight is None else class_weight
+    if row_weights is not None:
+        loss, weight = times(row_weights, loss), row_weights * weight
+    loss, weight = keep(valid, (loss, weight))
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return jnp.sum(loss)
+    total = LossSum(jnp.sum(loss), jnp.sum(weight))
+    return total if reduction == "loss_sum" else total.mean()

@@ -1,0 +1,63 @@
+"""Row statistics of logits through a backend: the only custom_vjp of the dense losses.
+
+Only the state is opaque to JAX. ``finalize``, the merge over shards and the loss are plain jax.numpy, so their derivatives,
+and those of any loss a user writes, are JAX's own.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ._block import Operands, Wanted, is_soft
+from ._core import RowStats, State, finalize
+from ._sharding import jointly_varying, merge_shards
+from .backends.record import Backend
+
+
+def row_statistics(
+    backend: Backend, wanted: Wanted, operands: Operands, live, prior_total, axis_name: str | None
+) -> RowStats:
+    """Statistics of whole rows, joined over the shards of ``axis_name``. ``live``: rows that can count, None for all."""
+    if backend.dense_gradient is None and live is not None:
+        operands = _without_dead_values(wanted, operands, live)
+    state = dense_state(backend, wanted, jointly_varying(operands))
+    state = merge_shards(state, axis_name, operands.logits.shape[wanted.axis])
+    return finalize(state, prior_total=prior_total, soft=is_soft(operands))
+
+
+def _without_dead_values(wanted: Wanted, operands: Operands, live) -> Operands:
+    """Zeros for NaN and inf in rows that do not count: JAX's own derivative would multiply them by their cotangent 0,
+    which the backends' gradients never do."""
+
+    def cleaned(x):
+        return jnp.where(jnp.expand_dims(live, wanted.axis) | jnp.isfinite(x), x, 0)
+
+    soft = is_soft(operands)
+    target = cleaned(operands.target) if soft else operands.target
+    return operands._replace(logits=cleaned(operands.logits), target=target)
+
+
+def dense_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
+    """The backend's state, with the backend's gradient where it has one and JAX's where it has none."""
+    if backend.dense_gradient is None:
+        return backend.dense_state(wanted, operands)
+    return _opaque_state(backend, wanted, operands)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
+    return backend.dense_state(wanted, operands)
+
+
+def _forward(backend, wanted, operands):
+    state = backend.dense_state(wanted, operands)
+    return state, (operands, state)
+
+
+def _backward(backend, wanted, residuals, cotangent):
+    operands, state = residuals
+    return (backend.dense_gradient(wanted, operands, state, cotangent),)
+
+
+_opaque_state.defvjp(_forward, _backward)

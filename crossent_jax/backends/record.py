@@ -1,0 +1,33 @@
+"""What a backend is: a record of functions, and the problem it may refuse."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .._block import Operands, Wanted
+from .._core import State
+
+
+class Problem(NamedTuple):
+    """What a backend may refuse by."""
+
+    function: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis_name: str | None
+
+
+class Backend(NamedTuple):
+    """``supports`` gives None or the reason for refusing. ``dense_gradient`` None: JAX differentiates ``dense_state``
+    itself, in every mode."""
+
+    name: str
+    summary: str
+    supports: Callable[[Problem], str | None]
+    dense_state: Callable[[Wanted, Operands], State]
+    dense_gradient: Callable[[Wanted, Operands, State, State], Operands] | None
+
+
+def supports_everything(problem: Problem) -> str | None:
+    """For backends that refuse nothing."""
+    del problem
+    return None
