@@ -5,7 +5,7 @@ Neither overflows nor cancels, and each derivative is a sigmoid, so every transf
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,17 @@ from jaxtyping import Array, Float
 from . import _checks as checks
 from . import guards
 from ._block import statistics_dtype
+from ._core import Maybe
 from ._losses import times
-from ._reduce import LossSum, keep, reduce_rows
+from ._reduce import keep, reduce_rows
 
 
 class _Options(NamedTuple):
-    pos_weight: Array | float | None
-    label_smoothing: Array | float | None
-    focal_gamma: Array | float | None
-    focal_alpha: Array | float | None
-    temperature: Array | float | None
+    pos_weight: Maybe
+    label_smoothing: Maybe
+    focal_gamma: Maybe
+    focal_alpha: Maybe
+    temperature: Maybe
 
 
 def binary_cross_entropy(
@@ -39,7 +40,7 @@ def binary_cross_entropy(
     focal_alpha: float | Array | None = None,
     temperature: float | Array = 1.0,
     reduction: str = "mean",
-) -> Array | LossSum:
+) -> Any:
     """Binary cross-entropy of labels in [0, 1] under ``p = sigmoid(logits / temperature)``, elementwise.
 
         alpha_t (1 - p_t)^focal_gamma (pos_weight t (-log p) + (1 - t) (-log(1 - p)))

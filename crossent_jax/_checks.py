@@ -8,6 +8,7 @@ import math
 import numbers
 
 import jax
+import jax.dtypes
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +31,7 @@ def array(name: str, value) -> jax.Array:
 
 def _narrow_integers(value: np.ndarray) -> np.ndarray:
     """Without x64 JAX would wrap 64-bit integers into 32 bits: saturate instead, so that no id becomes another."""
-    if value.dtype.kind not in "iu" or value.dtype.itemsize < 8 or jax.config.jax_enable_x64:
+    if value.dtype.kind not in "iu" or value.dtype.itemsize < 8 or jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype:
         return value
     limits = np.iinfo(np.int32)
     return np.clip(value, limits.min if value.dtype.kind == "i" else 0, limits.max).astype(np.int32)
@@ -204,7 +205,7 @@ def softcap(value) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"softcap is static: pass None or a Python number; got {value!r}.")
-    if not 0 < value < math.inf:
+    if not 0 < float(value) < math.inf:
         raise ValueError(f"softcap must be a finite number above 0, or None for no cap; got {value!r}.")
     return float(value)
 

@@ -1,6 +1,7 @@
 """Everything that differs between the supported JAX versions (0.7.2 to 0.12)."""
 
 import jax
+import jax.core
 
 
 def varying_axes(x) -> frozenset[str]:
@@ -15,6 +16,10 @@ def to_varying(x, axes: frozenset[str]):
     missing = tuple(sorted(axes - varying_axes(x)))
     if not missing:
         return x
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(x, missing, to="varying")
-    return jax.lax.pvary(x, missing)
+    pcast = getattr(jax.lax, "pcast", None)
+    return pcast(x, missing, to="varying") if pcast else getattr(jax.lax, "pvary")(x, missing)  # noqa: B009
+
+
+def is_concrete(x) -> bool:
+    """Whether the values of ``x`` are known now, outside every trace."""
+    return not isinstance(x, jax.core.Tracer)

@@ -24,11 +24,13 @@ Why everything is relative to ``maximum``: ``nll = log exp_sum - (u_y - maximum)
 logits, where ``lse - u_y`` loses the offset's last bits (3e-5 against 3e-7 at an offset of 1000 in float32).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+Maybe = Any  # an array, or None where nobody asked for it
 
 NO_CLASS = jnp.iinfo(jnp.int32).max  # the argmax of a block with no unmasked class, so that min() joins two blocks
 
@@ -38,13 +40,13 @@ class State(NamedTuple):
 
     maximum: Float[Array, "..."]
     exp_sum: Float[Array, "..."]
-    exp_dot: Float[Array, "..."] | None
+    exp_dot: Maybe
     target_dot: Float[Array, "..."]
     target_mass: Float[Array, "..."]
-    target_exp: Float[Array, "..."] | None
-    prior_dot: Float[Array, "..."] | None
-    prior_mass: Float[Array, "..."] | None
-    argmax: Int[Array, "..."] | None
+    target_exp: Maybe
+    prior_dot: Maybe
+    prior_mass: Maybe
+    argmax: Maybe
 
 
 class RowStats(NamedTuple):
@@ -63,11 +65,11 @@ class RowStats(NamedTuple):
 
     lse: Float[Array, "..."]
     nll: Float[Array, "..."]
-    ce_prior: Float[Array, "..."] | None
-    entropy: Float[Array, "..."] | None
-    target_probability: Float[Array, "..."] | None
+    ce_prior: Maybe
+    entropy: Maybe
+    target_probability: Maybe
     target_mass: Float[Array, "..."]
-    argmax: Int[Array, "..."] | None
+    argmax: Maybe
 
 
 def as_shift(maximum: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -103,7 +105,7 @@ def merge(a: State, b: State) -> State:
     return joined._replace(maximum=maximum, argmax=argmax)
 
 
-def finalize(state: State, *, prior_total: Float[Array, ""] | None, soft: bool) -> RowStats:
+def finalize(state: State, *, prior_total: Maybe, soft: bool) -> RowStats:
     """Statistics of complete rows.
 
     A row whose sum is not a positive finite number (all masked: 0; NaN or +inf in the row: NaN) takes its statistics from

@@ -1,11 +1,12 @@
 """Cross-entropy of logits: the public functions, thin over the checks and ``_rows``."""
 
+from typing import Any
+
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from . import _checks as checks
 from ._core import RowStats
-from ._reduce import LossSum
 from ._rows import check_options, check_rows, loss_of_rows, nll_of_rows, stats_of_rows
 
 
@@ -29,7 +30,7 @@ def cross_entropy(
     reduction: str = "mean",
     axis_name: str | None = None,
     implementation: str | None = None,
-) -> Array | LossSum:
+) -> Any:
     """Cross-entropy of integer labels under ``softmax(logits)``.
 
     With ``u = softcap * tanh(logits / softcap) / temperature`` and ``p = softmax(u)``, the loss of a row with label y is
@@ -124,7 +125,7 @@ def soft_cross_entropy(
     reduction: str = "mean",
     axis_name: str | None = None,
     implementation: str | None = None,
-) -> Array | LossSum:
+) -> Any:
     """Cross-entropy of target distributions under ``softmax(logits)``: ``H(t, p) = -sum_j t_j log p_j``.
 
     The formula and the options are those of :func:`cross_entropy` with ``-log p_y`` replaced by ``-sum_j t_j log p_j``,

@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._core import RowStats
+from ._core import Maybe, RowStats
 
 
 class LossOptions(NamedTuple):
     """Scalar options of a loss; None: switched off. A number that is present may be traced."""
 
-    label_smoothing: Float[Array, ""] | None = None
-    z_loss: Float[Array, ""] | None = None
-    focal_gamma: Float[Array, ""] | None = None
-    poly_epsilon: Float[Array, ""] | None = None
-    entropy_weight: Float[Array, ""] | None = None
+    label_smoothing: Maybe = None
+    z_loss: Maybe = None
+    focal_gamma: Maybe = None
+    poly_epsilon: Maybe = None
+    entropy_weight: Maybe = None
 
 
 OPTION_RANGES = {
@@ -37,7 +37,7 @@ OPTION_RANGES = {
 }
 
 
-def row_loss(stats: RowStats, options: LossOptions, weight: Float[Array, "..."] | None) -> Float[Array, "..."]:
+def row_loss(stats: RowStats, options: LossOptions, weight: Maybe) -> Float[Array, "..."]:
     """The module's formula. ``weight`` is w, None for 1."""
     hard = stats.nll if options.focal_gamma is None else focal(stats.nll, options.focal_gamma)
     extra = _regularizers(stats, options)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ._core import Maybe
 from ._losses import times
 
 REDUCTIONS = ("none", "mean", "sum", "loss_sum")
@@ -54,7 +55,7 @@ class LossSum(NamedTuple):
         return jnp.where(nothing, 0, self.total / jnp.where(nothing, 1, self.weight))
 
 
-def valid_rows(labels: Array | None, where: Bool[Array, "..."] | None, ignore_index: int | None):
+def valid_rows(labels: Array, where: Maybe, ignore_index: int | None) -> Maybe:
     """Rows that count, or None where every row does."""
     kept = None
     if ignore_index is not None and _can_hold(labels.dtype, ignore_index):

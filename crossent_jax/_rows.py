@@ -4,7 +4,7 @@ One jitted program per (Spec, shapes, set of options that are on); the values of
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array
 from . import _checks as checks
 from . import guards
 from ._block import Operands, Wanted, along_axis, is_soft, statistics_dtype
-from ._core import RowStats
+from ._core import Maybe, RowStats
 from ._dispatch import select
 from ._labels import class_index
 from ._losses import OPTION_RANGES, LossOptions, row_loss
@@ -40,11 +40,11 @@ class Rows(NamedTuple):
 
     logits: Array
     target: Array
-    where: Array | None
-    row_weights: Array | None
-    class_weights: Array | None
-    class_mask: Array | None
-    temperature: Array | float | None
+    where: Maybe
+    row_weights: Maybe
+    class_weights: Maybe
+    class_mask: Maybe
+    temperature: Maybe
 
 
 def check_rows(
@@ -60,7 +60,7 @@ def check_rows(
     class_mask=None,
     ignore_index=None,
     softcap=None,
-    temperature=1.0,
+    temperature: Any = 1.0,
     axis_name=None,
     implementation=None,
 ) -> tuple[Spec, Rows]:
@@ -101,19 +101,25 @@ def check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_we
 @partial(jax.jit, static_argnums=(0, 1))
 def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
     """Statistics, the loss of each row, and the reduction."""
-    wanted = Wanted(spec.axis, spec.softcap, options.entropy_weight is not None, options.poly_epsilon is not None)
+    wanted = Wanted(
+        spec.axis,
+        spec.softcap,
+        entropy=options.entropy_weight is not None,
+        target_exp=options.poly_epsilon is not None and is_soft(rows.target),
+        rows_may_drop=_rows_may_drop(spec, reduction, rows),
+    )
     stats, valid, weight = _statistics(spec, wanted, rows, prior=options.label_smoothing is not None)
     loss = row_loss(stats, options, weight)
     row_weights = rows.row_weights
     if row_weights is not None:
         row_weights = row_weights.astype(loss.dtype)
-    return reduce_rows(loss, valid, row_weights, None if is_soft(rows) else weight, reduction)
+    return reduce_rows(loss, valid, row_weights, None if is_soft(rows.target) else weight, reduction)
 
 
 @partial(jax.jit, static_argnums=(0,))
 def stats_of_rows(spec: Spec, rows: Rows) -> RowStats:
     """Every statistic of each row; 0 (argmax: -1) for the ignored ones."""
-    wanted = Wanted(spec.axis, spec.softcap, entropy=True, target_exp=True, argmax=True)
+    wanted = Wanted(spec.axis, spec.softcap, entropy=True, argmax=True)
     stats, valid, _ = _statistics(spec, wanted, rows, prior=True)
     argmax = stats.argmax if valid is None else jnp.where(valid, stats.argmax, -1)
     return stats._replace(argmax=argmax)
@@ -130,7 +136,7 @@ def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool):
     dtype = statistics_dtype(rows.logits.dtype)
     classes = rows.logits.shape[spec.axis]
     everywhere = total_classes(classes, spec.axis_name)
-    if is_soft(rows):
+    if is_soft(rows.target):
         valid = rows.where
         target, weight = _weighted_targets(spec, rows, dtype)
     else:
@@ -172,6 +178,13 @@ def _prior(spec: Spec, class_weights, classes: int, everywhere: int, dtype):
     return prior, sum_over(jnp.sum(prior), spec.axis_name)
 
 
+def _rows_may_drop(spec: Spec, reduction: str, rows: Rows) -> bool:
+    """Whether some row's cotangents may be zero while others' are not: it may be ignored here, weighted 0, or masked by the
+    caller, who sees rows under "none" and under ``jax.vmap`` of one-row calls."""
+    can_ignore = rows.where is not None or spec.ignore_index is not None or rows.row_weights is not None
+    return can_ignore or reduction == "none" or rows.logits.ndim == 1
+
+
 def _live_rows(valid, row_weights):
     """Rows that can reach the result, None for all."""
     if row_weights is None:
@@ -183,7 +196,7 @@ def _live_rows(valid, row_weights):
 def _check_values(spec: Spec, rows: Rows) -> None:
     z, axis = rows.logits, spec.axis
     everywhere = total_classes(z.shape[axis], spec.axis_name)
-    if is_soft(rows):
+    if is_soft(rows.target):
         valid = rows.where
         guards.require_distribution("targets", rows.target, axis, valid, spec.axis_name)
     else:

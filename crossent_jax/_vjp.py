@@ -23,7 +23,7 @@ def row_statistics(
         operands = _without_dead_values(wanted, operands, live)
     state = dense_state(backend, wanted, jointly_varying(operands))
     state = merge_shards(state, axis_name, operands.logits.shape[wanted.axis])
-    return finalize(state, prior_total=prior_total, soft=is_soft(operands))
+    return finalize(state, prior_total=prior_total, soft=is_soft(operands.target))
 
 
 def _without_dead_values(wanted: Wanted, operands: Operands, live) -> Operands:
@@ -33,7 +33,7 @@ def _without_dead_values(wanted: Wanted, operands: Operands, live) -> Operands:
     def cleaned(x):
         return jnp.where(jnp.expand_dims(live, wanted.axis) | jnp.isfinite(x), x, 0)
 
-    soft = is_soft(operands)
+    soft = is_soft(operands.target)
     target = cleaned(operands.target) if soft else operands.target
     return operands._replace(logits=cleaned(operands.logits), target=target)
 

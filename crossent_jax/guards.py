@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from ._compat import is_concrete
 from ._losses import OPTION_RANGES, LossOptions
 from ._sharding import sum_over
 
@@ -66,7 +67,7 @@ def require(name: str, value: Array, accepted: Bool[Array, "..."], expectation: 
     first = jnp.argmax(bad.reshape(-1)) if bad.size else 0
     offender = value.reshape(-1)[first] if bad.size else jnp.zeros((), value.dtype)
     report = partial(_describe, name, tuple(value.shape), expectation)
-    if isinstance(bad, jax.core.Tracer):
+    if not is_concrete(bad):
         jax.debug.callback(lambda *facts: _failures.extend(report(*facts)), bad.any(), first, offender)
     else:
         for failure in report(bad.any(), first, offender):

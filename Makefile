@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all the set-up: they need Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+JOBS ?= 2
+
+.PHONY: help demo test test-all lint bench clean
+
+help:
+	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
+	@echo "make test      the test suite in .venv"
+	@echo "make test-all  lint, planted bugs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
+	@echo "make bench     speed, memory and overhead of the losses of logits on this machine"
+
+$(VENV)/installed: pyproject.toml
+	@start=$$(date +%s); \
+	$(PYTHON) -m venv $(VENV) && $(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,demo]' && \
+	touch $@ && echo "installation took $$(( $$(date +%s) - start )) s"
+
+demo: $(VENV)/installed
+	$(RUN) -m crossent_jax.demo
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -q -n $(JOBS)
+
+test-all: $(VENV)/installed
+	$(RUN) tests/environments.py lint mutations peers floor newest
+
+lint: $(VENV)/installed
+	$(RUN) tests/environments.py lint
+
+bench: $(VENV)/installed
+	$(RUN) -m benchmarks.dense
+	$(RUN) -m benchmarks.overhead
+
+clean:
+	rm -rf $(VENV) .venvs

@@ -1,0 +1,30 @@
+"""Timing several functions fairly: interleaved, in rotating order, medians."""
+
+import time
+
+import jax
+import numpy as np
+
+
+def medians(functions: dict, seconds: float = 1.0, at_least: int = 7) -> dict[str, float]:
+    """Median wall time in milliseconds of each zero-argument function.
+
+    The functions take turns, and each round begins with the next one, so that drift of the machine meets all alike.
+    """
+    names = list(functions)
+    for name in names:
+        jax.block_until_ready(functions[name]())
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end, rounds = time.perf_counter() + seconds * len(names), 0
+    while rounds < at_least or time.perf_counter() < end:
+        for i in range(len(names)):
+            name = names[(i + rounds) % len(names)]
+            start = time.perf_counter()
+            jax.block_until_ready(functions[name]())
+            times[name].append(1e3 * (time.perf_counter() - start))
+        rounds += 1
+    return {name: float(np.median(times[name])) for name in names}
+
+
+def geometric_mean(values) -> float:
+    return float(np.exp(np.mean(np.log(list(values)))))

@@ -1,0 +1,112 @@
+"""Legs of the test run beyond ``make test``, each in an environment of its own built from the project's files.
+
+    python tests/environments.py lint mutations peers floor newest
+
+| leg | what |
+|---|---|
+| lint | ruff (rules and format) and pyright |
+| mutations | the planted bugs of tests/mutations, each of which a named test must catch |
+| peers | torch 2.13 answers the committed fixtures again |
+| floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
+| newest | the suite on Python 3.13 with the newest packages |
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / ".venvs"
+FLOOR = ("jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.3", "chex==0.1.90", "optax==0.2.8")
+SUITE = ("-m", "pytest", "-q", "-n", os.environ.get("JOBS", "2"))
+
+
+def run(*command) -> None:
+    print("+", *command, flush=True)
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+
+
+def python_3_13() -> str:
+    """A working Python 3.13: the one on the path, or the newest that pyenv holds."""
+    found = shutil.which("python3.13")
+    if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+        return found
+    if shutil.which("pyenv"):
+        root = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True).stdout.strip()
+        versions = sorted(Path(root, "versions").glob("3.13.*/bin/python"))
+        if versions:
+            return str(versions[-1])
+    raise SystemExit("the legs floor and newest need Python 3.13: put python3.13 on the path, or install it with pyenv")
+
+
+def environment(name: str, python: str, *requirements: str) -> Path:
+    """A fresh virtual environment; prints how long the installation took."""
+    start, folder = time.monotonic(), ENVIRONMENTS / name
+    run(python, "-m", "venv", "--clear", folder)
+    interpreter = folder / "bin" / "python"
+    install(interpreter, *requirements)
+    print(f"{name}: installation took {time.monotonic() - start:.0f} s", flush=True)
+    return interpreter
+
+
+def install(interpreter: Path, *requirements: str) -> None:
+    run(interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+
+
+def lint() -> None:
+    python = environment("lint", sys.executable, "--editable", ".[lint,demo]")
+    run(python, "-m", "ruff", "check", ".")
+    run(python, "-m", "ruff", "format", "--check", ".")
+    run(python, "-m", "pyright", "--pythonpath", python)
+
+
+def mutations() -> None:
+    run(sys.executable, "tests/mutations/run.py")
+
+
+def peers() -> None:
+    python = environment("peers", sys.executable, "--editable", ".[peers,test]")
+    run(python, "tests/make_torch_fixtures.py", "--check")
+
+
+def floor() -> None:
+    python = environment("floor", python_3_13(), *FLOOR)
+    check_that_nothing_moves(python)
+    install(python, *FLOOR, "--editable", ".[test]")
+    run(python, *SUITE)
+
+
+def newest() -> None:
+    run(environment("newest", python_3_13(), "--editable", ".[test]"), *SUITE)
+
+
+def check_that_nothing_moves(python: Path) -> None:
+    """Installing the project beside Colab's packages must leave every one of them as it is."""
+    command = [python, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", "."]
+    report = json.loads(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout)
+    planned = {item["metadata"]["name"].lower() for item in report["install"]}
+    moved = planned & {pin.split("==")[0] for pin in FLOOR}
+    if moved:
+        raise SystemExit(f"installing crossent-jax beside jax 0.7.2 would replace {sorted(moved)}")
+    print("installing beside jax 0.7.2 adds only", ", ".join(sorted(planned)), flush=True)
+
+
+LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, floor, newest)}
+
+
+def main(names: list[str]) -> None:
+    unknown = [name for name in names if name not in LEGS]
+    if unknown or not names:
+        raise SystemExit(f"usage: environments.py {' '.join(LEGS)} (any of them); got {names}")
+    for name in names:
+        start = time.monotonic()
+        LEGS[name]()
+        print(f"{name}: passed in {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
