@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ._compat import lookup
 from ._core import NO_CLASS, Maybe, State, as_shift
 from ._labels import is_label, label_value
 from ._logit_map import logit_map, logit_map_slope
@@ -209,7 +210,7 @@ def _logit_of_label(wanted: Wanted, operands: Operands) -> tuple[Array, Array]:
         return z, allowed
     if mask.ndim == operands.logits.ndim:
         return z, allowed & label_value(mask, operands.target, wanted.axis)
-    return z, allowed & mask[jnp.maximum(operands.target, 0)]
+    return z, allowed & lookup(mask, jnp.maximum(operands.target, 0))
 
 
 def _gradient_of_mapped(wanted: Wanted, operands: Operands, state: State, classes: _Classes, g: State) -> Array:

@@ -11,6 +11,31 @@ def varying_axes(x) -> frozenset[str]:
     return frozenset(getattr(aval, "vma", ()) if manual is None else manual.varying)
 
 
+def explicit_sharding(x):
+    """The sharding in the type of ``x`` if its mesh has Explicit axes, else None (Auto axes do not show in types)."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    axis_types = getattr(getattr(sharding, "mesh", None), "axis_types", ())
+    return sharding if jax.sharding.AxisType.Explicit in axis_types else None
+
+
+def is_split(x, axis: int) -> bool:
+    """Whether the type of ``x`` says that ``axis`` is sharded."""
+    sharding = explicit_sharding(x)
+    return sharding is not None and sharding.spec[axis % x.ndim] is not None
+
+
+def typed_like(x, other):
+    """``x`` with the sharding that the type of ``other`` says."""
+    sharding = explicit_sharding(other)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def lookup(vector, index):
+    """``vector[index]``, sharded like ``index``."""
+    sharding = explicit_sharding(index)
+    return vector[index] if sharding is None else vector.at[index].get(out_sharding=sharding)
+
+
 def to_varying(x, axes: frozenset[str]):
     """``x`` typed as varying over ``axes`` as well."""
     missing = tuple(sorted(axes - varying_axes(x)))

@@ -1,7 +1,8 @@
 """Integer labels: which class of a block they name, and the value of an array at that class.
 
 A gather is the fast way on CPU and GPU (an iota compare costs 2-4 times as much on a CPU); on TPU the compare is (a gather
-keeps a float32 copy of bfloat16 logits). The choice is made per lowering platform, in ``label_value`` alone.
+keeps a float32 copy of bfloat16 logits). The choice is made per lowering platform, in ``label_value`` alone. A
+class axis that the type says is sharded is compared too: a gather over it has no sharding of its own.
 """
 
 from functools import partial
@@ -9,6 +10,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from ._compat import is_split
 
 NOT_HERE = -1
 
@@ -38,8 +41,9 @@ def is_label(index: Int[Array, "..."], shape: tuple[int, ...], axis: int) -> Boo
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def label_value(values: Array, index: Int[Array, "..."], axis: int) -> Array:
     """``values`` at each label's class along ``axis``; an unspecified value of the row where the label is not here."""
-    by_gather = partial(_gather, axis=axis)
-    by_compare = partial(_compare, axis=axis)
+    by_gather, by_compare = partial(_gather, axis=axis), partial(_compare, axis=axis)
+    if is_split(values, axis):
+        return by_compare(values, index)
     return jax.lax.platform_dependent(values, index, cpu=by_gather, cuda=by_gather, rocm=by_gather, default=by_compare)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from . import _checks as checks
 from . import guards
 from ._block import Operands, Wanted, along_axis, is_soft, statistics_dtype
+from ._compat import lookup
 from ._core import Maybe, RowStats
 from ._dispatch import select
 from ._labels import class_index
@@ -166,7 +167,7 @@ def _weighted_targets(spec: Spec, rows: Rows, dtype):
 def _weight_of_label(spec: Spec, class_weights, index, dtype):
     if class_weights is None:
         return None
-    weight = jnp.where(index < 0, 0, class_weights.astype(dtype)[jnp.maximum(index, 0)])
+    weight = jnp.where(index < 0, 0, lookup(class_weights.astype(dtype), jnp.maximum(index, 0)))
     return sum_over(weight, spec.axis_name)
 
 

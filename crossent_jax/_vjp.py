@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ._block import Operands, Wanted, is_soft
+from ._compat import typed_like
 from ._core import RowStats, State, finalize
 from ._sharding import jointly_varying, merge_shards
 from .backends.record import Backend
@@ -57,7 +58,8 @@ def _forward(backend, wanted, operands):
 
 def _backward(backend, wanted, residuals, cotangent):
     operands, state = residuals
-    return (backend.dense_gradient(wanted, operands, state, cotangent),)
+    gradient = backend.dense_gradient(wanted, operands, state, cotangent)
+    return (Operands(*(None if g is None else typed_like(g, x) for g, x in zip(gradient, operands, strict=True))),)
 
 
 _opaque_state.defvjp(_forward, _backward)

@@ -1,12 +1,13 @@
 """Legs of the test run beyond ``make test``, each in an environment of its own built from the project's files.
 
-    python tests/environments.py lint mutations peers floor newest
+    python tests/environments.py lint mutations peers aot floor newest
 
 | leg | what |
 |---|---|
 | lint | ruff (rules and format) and pyright |
 | mutations | the planted bugs of tests/mutations, each of which a named test must catch |
 | peers | torch 2.13 answers the committed fixtures again |
+| aot | tests/test_aot.py, with the compilers of TPUs and of an H100 |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
 | newest | the suite on Python 3.13 with the newest packages |
 """
@@ -73,6 +74,14 @@ def peers() -> None:
     run(python, "tests/make_torch_fixtures.py", "--check")
 
 
+def aot() -> None:
+    python = environment("aot", sys.executable, "--editable", ".[test,tpu]", "absl-py", "flatbuffers")
+    command = [str(python), "-c", "import jax; print(jax.__version__)"]
+    version = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    install(python, "--no-deps", f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}")  # without NVIDIA's libraries
+    run(python, *SUITE, "tests/test_aot.py")
+
+
 def floor() -> None:
     python = environment("floor", python_3_13(), *FLOOR)
     check_that_nothing_moves(python)
@@ -95,7 +104,7 @@ def check_that_nothing_moves(python: Path) -> None:
     print("installing beside jax 0.7.2 adds only", ", ".join(sorted(planned)), flush=True)
 
 
-LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, floor, newest)}
+LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, aot, floor, newest)}
 
 
 def main(names: list[str]) -> None:
