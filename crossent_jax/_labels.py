@@ -9,14 +9,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Integer
 
 from ._compat import is_split
 
 NOT_HERE = -1
 
 
-def class_index(labels: Int[Array, "..."], num_classes: int) -> Int[Array, "..."]:
+def class_index(labels: Integer[Array, "..."], num_classes: int) -> Int[Array, "..."]:
     """The labels as int32, with ``NOT_HERE`` for every id outside ``[0, num_classes)``.
 
     The comparison happens in a type that holds both sides, so no id wraps into another class.

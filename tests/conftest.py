@@ -1,0 +1,25 @@
+"""Eight virtual CPU devices, strict promotion, shapes and types enforced inside the library, and a printed seed."""
+
+import os
+import random
+
+SEED_VARIABLE = "CROSSENT_JAX_SEED"
+DEVICES = " --xla_force_host_platform_device_count=8"
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + DEVICES  # before jax is imported
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(10**6)))  # xdist workers inherit it
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+
+jax.config.update("jax_enable_x64", False)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+INTERNAL = ("_block", "_core", "_integrands", "_labels", "_logit_map", "_losses", "_reduce", "_sharding", "_vjp", "backends")
+jaxtyping.install_import_hook([f"crossent_jax.{module}" for module in INTERNAL], "beartype.beartype")
+
+
+def pytest_report_header(config):
+    seed = os.environ[SEED_VARIABLE]
+    return f"random seed: {seed} (repeat with {SEED_VARIABLE}={seed}); jax {jax.__version__}"
