@@ -1,0 +1,29 @@
+"""The training loss twice: by crossent_jax, and as a textbook writes it. Both are means over the labels that are not -1."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from crossent_jax import cross_entropy
+
+PADDING = -1
+LABEL_SMOOTHING = 0.02
+Z_LOSS = 1e-4
+
+
+def exact_loss(logits: Float[Array, "*rows v"], labels: Int[Array, "*rows"]) -> Float[Array, ""]:
+    return cross_entropy(logits, labels, ignore_index=PADDING, label_smoothing=LABEL_SMOOTHING, z_loss=Z_LOSS)
+
+
+def naive_loss(logits: Float[Array, "*rows v"], labels: Int[Array, "*rows"]) -> Float[Array, ""]:
+    """-Σ_j t_j log(softmax(z)_j) + λ (log Σ_j exp z_j)²,  t = (1 - ε) onehot + ε / v.
+
+    The logarithm is taken of probabilities that have already been rounded, and of sums of unscaled exponentials.
+    """
+    vocab_size = logits.shape[-1]
+    log_probabilities = jnp.log(jax.nn.softmax(logits))
+    targets = (1 - LABEL_SMOOTHING) * jax.nn.one_hot(labels, vocab_size, dtype=logits.dtype)
+    smoothed = -jnp.sum((targets + LABEL_SMOOTHING / vocab_size) * log_probabilities, axis=-1)
+    log_normaliser = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
+    is_real = (labels != PADDING).astype(logits.dtype)
+    return jnp.sum((smoothed + Z_LOSS * log_normaliser**2) * is_real) / jnp.sum(is_real)
