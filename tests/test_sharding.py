@@ -1,0 +1,159 @@
+"""Classes split over a mesh axis in jax.shard_map equal the whole; LossSums join shards and microbatches exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import crossent_jax
+from crossent_jax.backends import BACKENDS
+
+ROWS, CLASSES, SHARDS = 9, 24, 8
+LABELS = jnp.array([0, 2, 3, 7, 11, 14, 17, 20, 23])  # every shard of three classes owns one, shard 0 two
+LOGITS = 3 * jax.random.normal(jax.random.key(0), (ROWS, CLASSES))
+CLASS_WEIGHTS = jnp.linspace(0.5, 2, CLASSES)
+MASK = jnp.arange(CLASSES) % 5 != 4  # masks classes 4, 9, 14, 19: one label among them
+TARGETS = jnp.where(MASK, jax.nn.softmax(jnp.sin(LOGITS)), 0)
+EVERYTHING = {
+    "label_smoothing": 0.1,
+    "z_loss": 0.01,
+    "focal_gamma": 2.0,
+    "poly_epsilon": 0.5,
+    "entropy_weight": 0.1,
+    "softcap": 5.0,
+    "where": LABELS != 14,
+    "row_weights": jnp.linspace(0.2, 1, ROWS),
+}
+CASES = {"plain": {}, "everything": EVERYTHING}
+
+
+def mesh():
+    return jax.make_mesh((SHARDS,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def whole(kind, options, temperature, implementation):
+    def loss(logits, weights, mask, targets):
+        return of(kind, logits, weights, mask, targets, None, options, temperature, implementation)
+
+    return loss
+
+
+def of(kind, logits, weights, mask, targets, axis_name, options, temperature, implementation):
+    options = options | {"axis_name": axis_name, "implementation": implementation, "temperature": temperature}
+    if options.get("softcap"):
+        options |= {"class_weights": weights, "class_mask": mask}
+    if kind == "hard":
+        return crossent_jax.cross_entropy(logits, LABELS, **options)
+    return crossent_jax.soft_cross_entropy(logits, targets, **options)
+
+
+@pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no vma"])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_value_and_gradients_outside_shard_map(implementation, case, kind, check_vma):
+    options, temperature = CASES[case], jnp.float32(1.5)
+    specs = (P(None, "model"), P("model"), P("model"), P(None, "model"))
+
+    def sharded(logits, weights, mask, targets):
+        def loss(*shards):
+            return of(kind, *shards, "model", options, temperature, implementation)
+
+        return jax.shard_map(loss, mesh=mesh(), in_specs=specs, out_specs=P(), check_vma=check_vma)(
+            logits, weights, mask, targets
+        )
+
+    arguments = (LOGITS, CLASS_WEIGHTS, MASK, TARGETS)
+    wanted = (0, 1, 3) if kind == "soft" else (0, 1)
+    value, gradients = jax.jit(jax.value_and_grad(sharded, wanted))(*arguments)
+    expected = jax.value_and_grad(whole(kind, options, temperature, implementation), wanted)(*arguments)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    for got, right in zip(gradients, expected[1], strict=True):
+        np.testing.assert_allclose(got, right, rtol=0, atol=4e-7 * max(1, np.abs(right).max()))
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_gradient_inside_shard_map_and_of_a_replicated_temperature(implementation):
+    def gradient(logits, temperature):
+        def loss(z, t):
+            return of("hard", z, None, None, None, "model", {"z_loss": 0.01}, t, implementation)
+
+        return jax.grad(loss, (0, 1))(logits, temperature)
+
+    inside = jax.shard_map(gradient, mesh=mesh(), in_specs=(P(None, "model"), P()), out_specs=(P(None, "model"), P()))
+    got = jax.jit(inside)(LOGITS, jnp.float32(1.5))
+
+    def loss(z, t):
+        return crossent_jax.cross_entropy(z, LABELS, z_loss=0.01, temperature=t)
+
+    for a, b in zip(got, jax.grad(loss, (0, 1))(LOGITS, jnp.float32(1.5)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_statistics_and_bad_labels_across_shards():
+    """Trap 3: a label of another shard is no label here, and one of no shard at all is NaN."""
+    labels = LABELS.at[0].set(CLASSES).at[1].set(-1)
+
+    def stats(logits):
+        return crossent_jax.row_stats(logits, labels, axis_name="model")
+
+    sharded = jax.shard_map(stats, mesh=mesh(), in_specs=P(None, "model"), out_specs=P())(LOGITS)
+    for name, got, expected in zip(sharded._fields, sharded, crossent_jax.row_stats(LOGITS, labels), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-6, err_msg=name)
+    assert np.isnan(sharded.nll[:2]).all() and np.isfinite(sharded.nll[2:]).all()
+    np.testing.assert_array_equal(sharded.argmax, LOGITS.argmax(-1))
+
+
+def test_a_shard_with_every_class_masked():
+    logits = LOGITS.at[:, :6].set(-jnp.inf)
+
+    def loss(z):
+        return crossent_jax.cross_entropy(z, LABELS, axis_name="model", label_smoothing=0.1, where=LABELS > 5)
+
+    sharded = jax.shard_map(loss, mesh=mesh(), in_specs=P(None, "model"), out_specs=P())
+    value, gradient = jax.value_and_grad(sharded)(logits)
+    expected = jax.value_and_grad(lambda z: crossent_jax.cross_entropy(z, LABELS, label_smoothing=0.1, where=LABELS > 5))(
+        logits
+    )
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
+
+
+def test_loss_sum_over_a_mesh_axis_is_the_mean_of_uneven_shards():
+    logits = 3 * jax.random.normal(jax.random.key(1), (SHARDS * 3, CLASSES))
+    labels = jnp.arange(SHARDS * 3) % CLASSES
+    labels = jnp.where(jnp.arange(SHARDS * 3) ** 2 % 7 < 4, labels, -100)  # shards keep 0 to 3 rows
+
+    def shard(z, y):
+        return crossent_jax.cross_entropy(z, y, ignore_index=-100, reduction="loss_sum").psum("model").mean()
+
+    joined = jax.shard_map(shard, mesh=mesh(), in_specs=(P("model"), P("model")), out_specs=P())
+    value, gradient = jax.value_and_grad(joined)(logits, labels)
+    expected = jax.value_and_grad(lambda z: crossent_jax.cross_entropy(z, labels, ignore_index=-100))(logits)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
+
+
+def test_uneven_microbatches_under_optax_multi_steps_equal_one_big_batch():
+    """Gradients of totals accumulate; the weight of all microbatches divides once. Means of microbatches would be wrong."""
+    features = jax.random.normal(jax.random.key(2), (12, 5))
+    labels = jnp.array([0, 1, -100, -100, -100, 2, 3, 4, 5, 6, 0, -100])
+    start = jnp.ones((5, 7)) * 0.1
+    steps = 3
+
+    def total(w, x, y):
+        return crossent_jax.cross_entropy(x @ w, y, ignore_index=-100, reduction="loss_sum")
+
+    parts = [(features[i : i + 4], labels[i : i + 4]) for i in (0, 4, 8)]
+    weight = sum(total(start, x, y) for x, y in parts).weight
+    optimizer = optax.MultiSteps(optax.sgd(1.0), every_k_schedule=steps)
+    with jax.numpy_dtype_promotion("standard"):  # optax's counters mix types
+        state, w = optimizer.init(start), start
+        for x, y in parts:
+            gradient = jax.grad(lambda w, x=x, y=y: total(w, x, y).total)(w) * steps / weight  # MultiSteps averages
+            updates, state = optimizer.update(gradient, state, w)
+            w = optax.apply_updates(w, updates)
+    whole_batch = jax.grad(lambda w: crossent_jax.cross_entropy(features @ w, labels, ignore_index=-100))(start)
+    np.testing.assert_allclose(w, start - whole_batch, atol=1e-7)
