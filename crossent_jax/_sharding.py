@@ -1,7 +1,7 @@
 """A vocabulary split over a mesh axis: local labels, and the merge of the shards' states.
 
-Each shard holds ``v_local`` consecutive classes. The merge is one ``pmax`` of the row maxima and one ``psum`` of the other
-fields, O(n) numbers whatever the vocabulary. Both stand outside the custom_vjp, so JAX itself transposes them.
+Each shard holds ``v_local`` consecutive classes. The merge is a ``pmax`` of the row maxima and a ``psum`` of the other fields,
+O(n) numbers whatever the vocabulary. Both stand outside the custom_vjp, so JAX itself transposes them.
 """
 
 import jax
@@ -50,5 +50,8 @@ def merge_shards(state: State, axis_name: str | None, local_classes: int) -> Sta
         index = jnp.where(index == NO_CLASS, NO_CLASS, index + start)
     state = rebase(state._replace(argmax=index), maximum)
     least = None if index is None else jax.lax.pmin(state.argmax, axis_name)
-    rest = jax.lax.psum(state._replace(maximum=None, argmax=None), axis_name)
+    parts = state._replace(
+        maximum=None, argmax=None
+    )  # summed one by one, XLA joins them: jax 0.7.2 cannot transpose a joint
+    rest = jax.tree.map(lambda part: jax.lax.psum(part, axis_name), parts)  # psum of which some parts are constants
     return rest._replace(maximum=maximum, argmax=least)

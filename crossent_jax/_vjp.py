@@ -4,7 +4,7 @@ Only the state is opaque to JAX. ``finalize``, the merge over shards and the los
 and those of any loss a user writes, are JAX's own.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,23 @@ def dense_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
-    return backend.dense_state(wanted, operands)
+    return _mapped_together(backend.dense_state(wanted, operands))
 
 
 def _forward(backend, wanted, operands):
-    state = backend.dense_state(wanted, operands)
+    state = _opaque_state.fun(backend, wanted, operands)
     return state, (operands, state)
+
+
+def _mapped_together(state: State) -> State:
+    """The same state, every field of which depends on every other, in a way that XLA folds to nothing.
+
+    Under vmap a field that depends on unmapped operands alone is one value for the whole batch, and so is its cotangent, the
+    sum over the batch; the backward rule, which runs per example, would count that sum once per example (one row of logits
+    scored with many labels: jax 0.7.2 and 0.10.2 give that wrong gradient silently, 0.12 raises).
+    """
+    same = reduce(jnp.logical_and, [field == field for field in jax.tree.leaves(state)])
+    return jax.tree.map(lambda field: jnp.where(same, field, field), state)
 
 
 def _backward(backend, wanted, residuals, cotangent):

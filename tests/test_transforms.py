@@ -71,6 +71,27 @@ def test_vmap_over_single_rows_is_the_batch(implementation):
     close(jax.vmap(row, in_axes=(1, 0))(LOGITS.T, LABELS), batch)
 
 
+@pytest.mark.parametrize("mapped", ["labels", "class_weights", "temperature", "logits"])
+def test_operands_shared_across_a_vmap_get_the_sum_of_their_gradients(mapped, implementation):
+    """One row of logits scored with many labels, and the like: the shared operand's gradient counts each example once."""
+    batches = {
+        "logits": jnp.stack([LOGITS, -LOGITS, 2 * LOGITS]),
+        "labels": jnp.stack([LABELS, LABELS[::-1], 6 - LABELS]),
+        "class_weights": jnp.linspace(0.5, 2, 3 * CLASSES).reshape(3, CLASSES),
+        "temperature": jnp.array([0.5, 1.0, 2.0]),
+    }
+    shared = {name: batch[0] for name, batch in batches.items() if name != mapped}
+    trained = {name: value for name, value in shared.items() if name != "labels"}
+
+    def of(trained, example):
+        operands = shared | trained | {mapped: example}
+        logits, labels = operands.pop("logits"), operands.pop("labels")
+        return crossent_jax.cross_entropy(logits, labels, label_smoothing=0.1, implementation=implementation, **operands)
+
+    got = jax.grad(lambda t: jax.vmap(lambda example: of(t, example))(batches[mapped]).sum())(trained)
+    close(got, jax.grad(lambda t: sum(of(t, example) for example in batches[mapped]))(trained), 1e-5)
+
+
 def test_a_row_masked_after_vmap_gets_no_gradient_from_its_nan():
     logits = LOGITS.at[1, 2].set(jnp.nan)
     kept = jnp.arange(ROWS) != 1
