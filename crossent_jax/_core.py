@@ -119,7 +119,8 @@ def finalize(state: State, *, prior_total: Maybe, soft: bool) -> RowStats:
     log_sum = jnp.where(usable | masked, jnp.log(exp_sum), jnp.nan)
     nll = state.target_mass * log_sum - state.target_dot
     if not soft:
-        nll = jnp.where(state.target_mass > 0, nll, jnp.nan)
+        below = jax.lax.stop_gradient(jnp.minimum(nll, 0))  # a soft cap of one number and of a row may round differently
+        nll = jnp.where(state.target_mass > 0, nll - jnp.where(below < 0, below, 0), jnp.nan)
     return RowStats(
         lse=jnp.where(masked, -jnp.inf, as_shift(state.maximum) + log_sum),
         nll=nll,
@@ -134,9 +135,10 @@ def finalize(state: State, *, prior_total: Maybe, soft: bool) -> RowStats:
 def _finalize_prior(state, log_sum, prior_total):
     if state.prior_dot is None:
         return None
-    some = state.prior_mass > 0
+    known, some = ~jnp.isnan(log_sum), state.prior_mass > 0
     scale = jnp.where(some, prior_total / jnp.where(some, state.prior_mass, 1), 0)
-    return scale * (state.prior_mass * log_sum - state.prior_dot)
+    inner = state.prior_mass * jnp.where(known, log_sum, 0) - jnp.where(known, state.prior_dot, 0)
+    return jnp.where(known, scale * inner, jnp.nan)
 
 
 def _finalize_probability(state, exp_sum, nll, soft):

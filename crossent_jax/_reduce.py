@@ -87,6 +87,7 @@ def reduce_rows(
     """Apply row weights and one of ``REDUCTIONS``. ``loss`` already holds the class weights, and 0 for ignored rows."""
     weight = jnp.ones_like(loss) if class_weight is None else class_weight
     if row_weights is not None:
+        row_weights = keep(valid, row_weights)
         loss, weight = times(row_weights, loss), row_weights * weight
     loss, weight = keep(valid, (loss, weight))
     if reduction == "none":

@@ -3,7 +3,7 @@
 One jitted program per (Spec, shapes, set of options that are on); the values of scalar options are traced.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import chex
@@ -110,7 +110,11 @@ def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
         rows_may_drop=_rows_may_drop(spec, reduction, rows),
     )
     stats, valid, weight = _statistics(spec, wanted, rows, prior=options.label_smoothing is not None)
-    loss = row_loss(stats, options, weight)
+    known = None if is_soft(rows.target) else stats.target_mass > 0
+    stats = keep(_counting_rows(stats, rows.row_weights, weight if options.label_smoothing is None else None), stats)
+    loss = row_loss(keep(known, stats), options, weight)
+    if known is not None:
+        loss = jnp.where(known, loss, jnp.nan)  # a label of no class: NaN, and none of the row's terms trains
     row_weights = rows.row_weights
     if row_weights is not None:
         row_weights = row_weights.astype(loss.dtype)
@@ -139,7 +143,7 @@ def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool):
     everywhere = total_classes(classes, spec.axis_name)
     if is_soft(rows.target):
         valid = rows.where
-        target, weight = _weighted_targets(spec, rows, dtype)
+        target, weight = _weighted_targets(spec, rows._replace(target=_keep_classes(spec, valid, rows.target)), dtype)
     else:
         valid = valid_rows(rows.target, rows.where, spec.ignore_index)
         target = local_labels(keep(valid, class_index(rows.target, everywhere)), classes, spec.axis_name)
@@ -147,7 +151,7 @@ def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool):
     prior_weights, prior_total = _prior(spec, rows.class_weights, classes, everywhere, dtype) if prior else (None, None)
     temperature = None if rows.temperature is None else jnp.asarray(rows.temperature, dtype)
     operands = Operands(rows.logits, target, prior_weights, rows.class_mask, temperature)
-    live = _live_rows(valid, rows.row_weights)
+    live = _live_rows(valid, rows.row_weights, None if prior else weight)
     stats = row_statistics(BACKENDS[spec.backend], wanted, operands, live, prior_total, spec.axis_name)
     shape = checks.batch_shape(rows.logits, spec.axis)
     chex.assert_shape([field for field in stats if field is not None], shape)
@@ -156,12 +160,14 @@ def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool):
 
 
 def _weighted_targets(spec: Spec, rows: Rows, dtype):
-    """Targets times class weights, and their sum, the weight of the row's other terms (None without class weights)."""
+    """``(t_j w_j / W, W)`` with ``W = sum_j t_j w_j``, so that W weighs a row as a label's class weight does;
+    ``(t, None)`` without class weights."""
     if rows.class_weights is None:
         return rows.target, None
-    weights = along_axis(rows.class_weights.astype(dtype), rows.target.ndim, spec.axis)
-    target = rows.target.astype(dtype) * weights
-    return target, sum_over(jnp.sum(target, spec.axis), spec.axis_name)
+    target = rows.target.astype(dtype) * along_axis(rows.class_weights.astype(dtype), rows.target.ndim, spec.axis)
+    weight = sum_over(jnp.sum(target, spec.axis), spec.axis_name)
+    divisor = jnp.expand_dims(jnp.where(weight == 0, 1, weight), spec.axis)
+    return target / divisor, weight
 
 
 def _weight_of_label(spec: Spec, class_weights, index, dtype):
@@ -182,16 +188,28 @@ def _prior(spec: Spec, class_weights, classes: int, everywhere: int, dtype):
 def _rows_may_drop(spec: Spec, reduction: str, rows: Rows) -> bool:
     """Whether some row's cotangents may be zero while others' are not: it may be ignored here, weighted 0, or masked by the
     caller, who sees rows under "none" and under ``jax.vmap`` of one-row calls."""
-    can_ignore = rows.where is not None or spec.ignore_index is not None or rows.row_weights is not None
-    return can_ignore or reduction == "none" or rows.logits.ndim == 1
+    ignoring = (rows.where, spec.ignore_index, rows.row_weights, rows.class_weights)
+    return any(option is not None for option in ignoring) or reduction == "none" or rows.logits.ndim == 1
 
 
-def _live_rows(valid, row_weights):
+def _counting_rows(stats: RowStats, *weights: Maybe) -> Maybe:
+    """False for rows of weight 0 with a NaN or infinite statistic: 0 * NaN must not reach a loss or a gradient."""
+    zeros = [weight == 0 for weight in weights if weight is not None]
+    if not zeros:
+        return None
+    finite = reduce(jnp.logical_and, [jnp.isfinite(field) for field in stats if field is not None])
+    return finite | ~reduce(jnp.logical_or, zeros)
+
+
+def _live_rows(valid: Maybe, *weights: Maybe) -> Maybe:
     """Rows that can reach the result, None for all."""
-    if row_weights is None:
-        return valid
-    weighted = row_weights != 0
-    return weighted if valid is None else valid & weighted
+    conditions = [weight != 0 for weight in weights if weight is not None]
+    conditions += [] if valid is None else [valid]
+    return reduce(jnp.logical_and, conditions) if conditions else None
+
+
+def _keep_classes(spec: Spec, valid: Maybe, array):
+    return array if valid is None else jnp.where(jnp.expand_dims(valid, spec.axis), array, 0)
 
 
 def _check_values(spec: Spec, rows: Rows) -> None:

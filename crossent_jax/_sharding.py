@@ -1,7 +1,7 @@
 """A vocabulary split over a mesh axis: local labels, and the merge of the shards' states.
 
-Each shard holds ``v_local`` consecutive classes. The merge is a ``pmax`` of the row maxima and a ``psum`` of the other fields,
-O(n) numbers whatever the vocabulary. Both stand outside the custom_vjp, so JAX itself transposes them.
+Each shard holds ``v_local`` consecutive classes. The merge is a ``pmax`` of the row maxima and a ``psum`` of the other
+fields, O(n) numbers whatever the vocabulary. Both stand outside the custom_vjp, so JAX itself transposes them.
 """
 
 import jax

@@ -3,13 +3,22 @@
 This is the definition that other backends are tested against, and the remedy wherever JAX refuses forward mode.
 """
 
-from .._block import block_state
+from .._block import Operands, Wanted, block_state, is_soft, statistics_dtype
+from .._core import State
 from .record import Backend, supports_everything
+
+
+def _state(wanted: Wanted, operands: Operands) -> State:
+    """Everything after one cast, so that its transpose is one cast: gradients add up in float32."""
+    dtype = statistics_dtype(operands.logits.dtype)
+    target = operands.target.astype(dtype) if is_soft(operands.target) else operands.target
+    return block_state(wanted, operands._replace(logits=operands.logits.astype(dtype), target=target))
+
 
 REFERENCE = Backend(
     name="reference",
     summary="plain JAX, every transform including forward mode, more memory",
     supports=supports_everything,
-    dense_state=block_state,
+    dense_state=_state,
     dense_gradient=None,
 )

@@ -1,0 +1,160 @@
+"""All pairs of options, and random combinations, with masks and weights, hard and soft targets: values and the gradient of
+everything differentiable.
+
+Meaning is at stake here, precision in ``test_values.py``: several options may cancel each other in a row, so the slack is
+that of the batch's largest gradient."""
+
+from itertools import combinations, product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import crossent_jax
+
+from . import grid, oracle
+
+ROWS, CLASSES = grid.SHAPES[0]
+FAMILIES = {"hard": crossent_jax.cross_entropy, "soft": crossent_jax.soft_cross_entropy}
+CONSTANTS = ("class_mask", "where", "labels", "cotangent")
+
+
+def options_of(kind):
+    return [name for name in grid.OPTIONS if kind == "hard" or name not in grid.HARD_ONLY]
+
+
+def pair_cases(kind):
+    """``{static structure: [options that are on, ...]}`` over every pair of options."""
+    cases = {}
+    for pair in combinations(options_of(kind), 2):
+        static = [[(name, value) for value in grid.STATIC[name][1:]] for name in pair if name in grid.STATIC]
+        for structure in product(*static):
+            cases.setdefault(structure, []).append([name for name in pair if name not in grid.STATIC])
+    return cases
+
+
+def random_structure(gen, kind):
+    return tuple((n, v[gen.integers(len(v))]) for n, v in grid.STATIC.items() if n in options_of(kind))
+
+
+def random_subset(gen, kind):
+    return [name for name in options_of(kind) if name not in grid.STATIC and gen.uniform() < 0.4]
+
+
+def random_scalar(gen, name):
+    off, on = grid.SCALARS[name]
+    return off + (on - off) * gen.uniform(0.2, 1.8)
+
+
+def make_case(gen, kind, structure, on, *, give_all, randomly=False):
+    """The arguments of one call, the logits with the classes last; labels are never masked."""
+    static = {name: values[0] for name, values in grid.STATIC.items()} | dict(structure)
+    label = grid.labels(gen, ROWS, CLASSES)
+    arrays, neutral = grid.random_arrays(gen, ROWS, CLASSES, label), grid.neutral_arrays(ROWS, CLASSES)
+    values = {name: arrays[name] if name in on else neutral[name] for name in grid.ARRAYS}
+    for name, (off, value) in grid.SCALARS.items():
+        value = random_scalar(gen, name) if randomly else value
+        values[name] = np.float32(value if name in on else off)
+    values = {name: value for name, value in values.items() if give_all or name in on}
+    if static["ignore_index"] is not None:
+        label[1] = static["ignore_index"]
+    allowed = values.get("class_mask", neutral["class_mask"])
+    target = {"labels": label} if kind == "hard" else {"targets": grid.targets(gen, ROWS, CLASSES, allowed)}
+    cotangent = gen.standard_normal(ROWS).astype(np.float32)
+    arguments = values | target | {"z": grid.logits(gen, ROWS, CLASSES), "cotangent": cotangent}
+    return static, arguments
+
+
+def library_function(kind, backend, static):
+    """Jitted ``(differentiable, constant) -> ((scalar, output), gradients)``, the class axis moved to where it is named."""
+    static = {name: value for name, value in static.items() if name in options_of(kind)}
+
+    def scalar(differentiable, constant):
+        options = differentiable | constant
+        z, target = options.pop("z"), options.pop("labels" if kind == "hard" else "targets")
+        cotangent = options.pop("cotangent")
+        z = jnp.moveaxis(z, -1, static["axis"])
+        target = target if kind == "hard" else jnp.moveaxis(target, -1, static["axis"])
+        out = FAMILIES[kind](z, target, **options, **static, implementation=backend)
+        return oracle.contract(out, cotangent), out
+
+    return jax.jit(jax.value_and_grad(scalar, has_aux=True), compiler_options=grid.QUICK_COMPILE)
+
+
+def assert_case(function, static, arguments, label):
+    constant = {name: value for name, value in arguments.items() if name in CONSTANTS}
+    differentiable = {name: value for name, value in arguments.items() if name not in CONSTANTS}
+    (_, out), ours = function(differentiable, constant)
+    call = {name: value for name, value in arguments.items() if name not in ("labels", "targets", "cotangent")}
+    call |= {name: static[name] for name in ("reduction", "softcap", "ignore_index")}
+    call["target"] = arguments.get("labels", arguments.get("targets"))
+    for ours_leaf, exact_leaf in zip(jax.tree.leaves(out), jax.tree.leaves(oracle.exact_loss(**call)), strict=True):
+        error = np.abs(np.asarray(ours_leaf) - exact_leaf).astype(float)
+        assert np.all(error <= oracle.loss_slack(exact_leaf.astype(float))), f"{label}: value off by {error}"
+    call["cotangent"] = arguments["cotangent"]
+    exact, naive = oracle.gradients(**call), oracle.gradients(dtype="float32", **call)
+    assert ours.keys() == exact.keys()
+    for name, gradient in ours.items():
+        error = np.asarray(gradient) - exact[name]
+        if name == "z":
+            slack = np.max(oracle.gradient_slack(exact["z"], "float32", naive["z"]))
+        else:  # the gradient of an option or a target is a statistic of rows, like the loss, or the sum of one over rows
+            slack = ROWS * oracle.loss_slack(exact[name]) + np.max(np.abs(naive[name] - exact[name]))
+        if name == "targets":
+            error = along_the_simplex(error, arguments)
+        error = np.abs(error)
+        assert np.all(error <= slack), f"{label}: gradient of {name} off by {np.max(error / slack)} times the slack"
+
+
+def along_the_simplex(error, arguments):
+    """A masked class has no gradient by definition, and with class weights only the directions that keep the sum of a
+    target are defined."""
+    allowed = np.broadcast_to(arguments.get("class_mask", True), error.shape)
+    mean = np.sum(error, -1, where=allowed, keepdims=True) / np.sum(allowed, -1, keepdims=True)
+    return np.where(allowed, error - mean if "class_weights" in arguments else error, 0)
+
+
+STRUCTURES = [(kind, structure) for kind in grid.TARGETS for structure in pair_cases(kind)]
+
+
+@pytest.mark.parametrize("backend", grid.BACKENDS)
+@pytest.mark.parametrize("kind, structure", STRUCTURES)
+def test_every_pair(kind, structure, backend):
+    """One compilation: every array option is given, the ones not in play with neutral values."""
+    gen = grid.rng("pairs", kind, structure)
+    function = None
+    for on in pair_cases(kind)[structure]:
+        static, arguments = make_case(gen, kind, structure, on, give_all=True)
+        function = function or library_function(kind, backend, static)
+        assert_case(function, static, arguments, f"{backend} {kind} {dict(structure)} {on}")
+
+
+SEED = grid.session_seed()
+GROUPS, CASES_IN_GROUP, OFF_CASES = 8, 22, 24
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_random_combinations(group):
+    """Any number of options at once, at random values; a static structure per group."""
+    gen = np.random.default_rng([SEED, group])
+    kind, backend = grid.TARGETS[group % 2], grid.BACKENDS[group // 2 % 2]
+    structure = random_structure(gen, kind)
+    function = None
+    for case in range(CASES_IN_GROUP):
+        on = random_subset(gen, kind)
+        static, arguments = make_case(gen, kind, structure, on, give_all=True, randomly=True)
+        function = function or library_function(kind, backend, static)
+        label = f"seed {SEED} group {group} case {case}: {backend} {kind} {structure} {on}"
+        assert_case(function, static, arguments, label)
+
+
+@pytest.mark.parametrize("case", range(OFF_CASES))
+def test_random_combinations_with_the_rest_off(case):
+    """What is not in play is not given: fewer statistics, other programs."""
+    gen = np.random.default_rng([SEED, GROUPS, case])
+    kind, backend = grid.TARGETS[case % 2], grid.BACKENDS[case // 2 % 2]
+    structure, on = random_structure(gen, kind), random_subset(gen, kind)
+    static, arguments = make_case(gen, kind, structure, on, give_all=False, randomly=True)
+    function = library_function(kind, backend, static)
+    assert_case(function, static, arguments, f"seed {SEED} case {case}: {backend} {kind} {structure} {on}")
