@@ -4,7 +4,7 @@ The mean is ``sum_i w_i loss_i / sum_i w_i c_i`` over the valid rows, with row w
 labels (already inside loss_i; soft targets: c = 1), and 0 only when no row is valid or every weight is 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def _can_hold(dtype, value: int) -> bool:
     return limits.min <= value <= limits.max
 
 
-def keep(valid: Bool[Array, "..."] | None, tree):
+def keep(valid: Maybe, tree: Any) -> Any:
     """Zero every statistic of the ignored rows: statistics, not losses, so that no NaN of theirs meets a 0 cotangent."""
     if valid is None:
         return tree
@@ -87,8 +87,8 @@ def reduce_rows(
     """Apply row weights and one of ``REDUCTIONS``. ``loss`` already holds the class weights, and 0 for ignored rows."""
     weight = jnp.ones_like(loss) if class_weight is None else class_weight
     if row_weights is not None:
-        row_weights = keep(valid, row_weights)
-        loss, weight = times(row_weights, loss), row_weights * weight
+        kept = keep(valid, row_weights)
+        loss, weight = times(kept, loss), kept * weight
     loss, weight = keep(valid, (loss, weight))
     if reduction == "none":
         return loss

@@ -112,7 +112,7 @@ def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
     stats, valid, weight = _statistics(spec, wanted, rows, prior=options.label_smoothing is not None)
     known = None if is_soft(rows.target) else stats.target_mass > 0
     stats = keep(_counting_rows(stats, rows.row_weights, weight if options.label_smoothing is None else None), stats)
-    loss = row_loss(keep(known, stats), options, weight)
+    loss = row_loss(stats, options, weight)
     if known is not None:
         loss = jnp.where(known, loss, jnp.nan)  # a label of no class: NaN, and none of the row's terms trains
     row_weights = rows.row_weights

@@ -5,6 +5,7 @@ and those of any loss a user writes, are JAX's own.
 """
 
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State
 
 
 def _forward(backend, wanted, operands):
-    state = _opaque_state.fun(backend, wanted, operands)
+    state = _mapped_together(backend.dense_state(wanted, operands))
     return state, (operands, state)
 
 
@@ -70,7 +71,8 @@ def _mapped_together(state: State) -> State:
 def _backward(backend, wanted, residuals, cotangent):
     operands, state = residuals
     gradient = backend.dense_gradient(wanted, operands, state, cotangent)
-    return (Operands(*(None if g is None else typed_like(g, x) for g, x in zip(gradient, operands, strict=True))),)
+    typed: list[Any] = [None if g is None else typed_like(g, x) for g, x in zip(gradient, operands, strict=True)]
+    return (Operands(*typed),)
 
 
 _opaque_state.defvjp(_forward, _backward)

@@ -78,7 +78,9 @@ def aot() -> None:
     python = environment("aot", sys.executable, "--editable", ".[test,tpu]", "absl-py", "flatbuffers")
     command = [str(python), "-c", "import jax; print(jax.__version__)"]
     version = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    install(python, "--no-deps", f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}")  # without NVIDIA's libraries
+    install(
+        python, "--no-deps", f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}"
+    )  # without NVIDIA's libraries
     run(python, *SUITE, "tests/test_aot.py")
 
 

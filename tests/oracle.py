@@ -29,7 +29,7 @@ def x64() -> contextlib.AbstractContextManager:
 
 
 def statistics(xp, z, target, *, softcap=None, temperature=1.0, class_weights=None, class_mask=None) -> dict:
-    """Row statistics of ``(n, v)`` logits. ``target``: ``(n,)`` labels or ``(n, v)`` probabilities (all on allowed classes)."""
+    """Row statistics of ``(n, v)`` logits. ``target``: ``(n,)`` labels or ``(n, v)`` probabilities, on allowed classes."""
     allowed = xp.real(z) > -np.inf
     if class_mask is not None:
         allowed = allowed & xp.broadcast_to(class_mask, z.shape)
@@ -111,7 +111,7 @@ def _prior(xp, allowed, z, class_weights):
     return prior / xp.sum(prior, -1, keepdims=True), xp.sum(ones) / z.shape[-1]
 
 
-# --- exact values ----------------------------------------------------------------------------------------------------
+# --- exact values ---------------------------------------------------------------------------------
 
 
 def wide(value, dtype=np.longdouble):
@@ -155,7 +155,7 @@ def complex_step_gradient(function, z) -> np.ndarray:
     return gradient
 
 
-# --- gradients by jax.grad of the formula ------------------------------------------------------------------------------
+# --- gradients by jax.grad of the formula ---------------------------------------------------------
 
 
 NEUTRAL = {name: off for name, (off, _) in grid.SCALARS.items()} | {"softcap": np.inf}
@@ -209,7 +209,7 @@ def gradients(z, target, *, dtype="float64", reduction="mean", softcap=None, ign
         return {name: np.asarray(out[name]) for name in given if name in options or name in ("z", "targets")}
 
 
-# --- tolerance (design, section 6) -------------------------------------------------------------------------------------
+# --- tolerance (design, section 6) ----------------------------------------------------------------
 
 
 def statistics_eps(dtype) -> float:
@@ -217,7 +217,7 @@ def statistics_eps(dtype) -> float:
 
 
 def loss_slack(value, dtype="float32"):
-    """``2e-6 max(1, |value|)`` (the same multiple of eps in float64), with nothing added for what the naive formula loses."""
+    """``2e-6 max(1, |value|)`` (the same multiple of eps in float64), and nothing for what the naive formula loses."""
     small = 2e-6 * statistics_eps(dtype) / float(np.finfo(np.float32).eps)
     return small * np.maximum(1, np.abs(value))
 

@@ -4,9 +4,10 @@ by a compare on TPU and by a gather on GPU. The leg ``aot`` of environments.py h
 import jax
 import jax.numpy as jnp
 import pytest
-from .chips import CHIPS, compile_for, missing_compiler
 
 import crossent_jax
+
+from .chips import CHIPS, compile_for, missing_compiler
 
 N, V = 4096, 50257
 

@@ -53,7 +53,7 @@ def assert_close(ours, exact):
     assert np.all(np.abs(np.asarray(ours, float) - exact) <= oracle.loss_slack(exact)), (ours, exact)
 
 
-# --- trap 1: padding a vocabulary block must not reach the lse (tokamax; levanter counts a ragged tail twice) -----------
+# --- trap 1: padding a vocabulary block must not reach the lse (tokamax; levanter counts a ragged tail twice)
 
 
 @backends
@@ -67,7 +67,7 @@ def test_padding_never_reaches_the_lse(classes, backend):
         assert_close(field, np.full(3, np.log(classes)))
 
 
-# --- trap 2: mask statistics, not losses (optax: a NaN row masked by where has NaN gradients) ---------------------------
+# --- trap 2: mask statistics, not losses (optax: a NaN row masked by where has NaN gradients) -----
 
 
 def ignoring(how, labels, row):
@@ -149,7 +149,7 @@ def test_a_bad_valid_row_is_nan_alone(poison, backend):
     assert np.isnan(rows[2])
 
 
-# --- trap 3: a label that another shard owns is -1, never an index into this one ----------------------------------------
+# --- trap 3: a label that another shard owns is -1, never an index into this one ------------------
 
 
 def test_labels_elsewhere_map_to_minus_one():
@@ -158,7 +158,7 @@ def test_labels_elsewhere_map_to_minus_one():
     np.testing.assert_array_equal(local, np.where((index >= 4) & (index < 7), index - 4, -1))
 
 
-# --- trap 4: masked classes ---------------------------------------------------------------------------------------------
+# --- trap 4: masked classes -----------------------------------------------------------------------
 
 
 def masked_problem(key):
@@ -194,16 +194,19 @@ def test_smoothing_prior_is_renormalised_over_the_classes_left(backend):
 
 
 @backends
-def test_masked_label_has_infinite_loss_and_finite_gradient(backend):
+@pytest.mark.parametrize("how", ("class_mask", "inf"))
+def test_masked_label_has_infinite_loss_and_finite_gradient(how, backend):
     """optax's class mask gives a negative loss here. The gradient is p - onehot off the mask and 0 on it."""
     z, labels, mask = masked_problem("masked label")
     labels[2] = 1
-    rows, gradient = value_and_gradient(backend, z, labels, class_mask=mask)
     p = np.where(mask, np.exp(z.astype(float)), 0)
+    z = z if how == "class_mask" else np.where(mask, z, -np.inf).astype(np.float32)
+    options = {"class_mask": mask} if how == "class_mask" else {}
+    rows, gradient = value_and_gradient(backend, z, labels, **options)
     assert rows[2] == np.inf and np.all(np.isfinite(np.delete(rows, 2)))
     np.testing.assert_allclose(gradient[2], (p / p.sum(-1, keepdims=True))[2], rtol=1e-6)
-    assert token_log_probs(z, labels, class_mask=mask, implementation=backend)[2] == -np.inf
-    assert row_stats(z, labels, class_mask=mask, implementation=backend).target_probability[2] == 0
+    assert token_log_probs(z, labels, implementation=backend, **options)[2] == -np.inf
+    assert row_stats(z, labels, implementation=backend, **options).target_probability[2] == 0
 
 
 @backends
@@ -234,7 +237,7 @@ def test_target_zero_on_a_masked_class_adds_nothing(backend):
     assert loss(z, targets)[0] == np.inf
 
 
-# --- trap 5: labels out of range (optax: -1 trains the last class; tokamax: -100 has loss 0 and a gradient) --------------
+# --- trap 5: labels out of range (optax: -1 trains the last class; tokamax: -100 has loss 0 and a gradient)
 
 
 @backends
@@ -270,7 +273,7 @@ def test_numpy_labels_beyond_32_bits_do_not_become_a_class(label):
     assert np.isnan(rows[0])
 
 
-# --- trap 6: forward and backward see the same logits -------------------------------------------------------------------
+# --- trap 6: forward and backward see the same logits ---------------------------------------------
 
 
 @backends
@@ -290,7 +293,7 @@ def test_logits_near_the_largest_float(backend):
     np.testing.assert_allclose(gradient, [[-0.5, 0, 0.5], [1 / 3, -2 / 3, 1 / 3]], rtol=1e-6)
 
 
-# --- trap 8: the one-hot is subtracted in float32 before the cast -------------------------------------------------------
+# --- trap 8: the one-hot is subtracted in float32 before the cast ---------------------------------
 
 
 @backends
@@ -307,7 +310,7 @@ def test_one_hot_is_subtracted_before_the_cast(options, dtype, backend):
     assert np.all(error <= 0.5 * 2.0**-7 * np.abs(exact) + 1.2e-7), (gradient, exact)
 
 
-# --- trap 10: nothing is accumulated in 16 bits (ejkernel: 4.3 % after 64 chunks) ----------------------------------------
+# --- trap 10: nothing is accumulated in 16 bits (ejkernel: 4.3 % after 64 chunks) -----------------
 
 
 @backends
@@ -323,7 +326,7 @@ def test_sums_of_losses_are_float32(backend):
     assert_close(total.mean(), oracle.exact_loss(z, labels))
 
 
-# --- trap 13: class weights with label smoothing are PyTorch's -----------------------------------------------------------
+# --- trap 13: class weights with label smoothing are PyTorch's ------------------------------------
 
 TORCH = {  # torch 2.13: F.cross_entropy(z, y or t, weight=w, label_smoothing=s, reduction=...) of the problem below
     ("hard", 0.0): {"none": [1.61972198, 1.1161431, 1.49637967, 8.24232094], "sum": 12.47456569, "mean": 3.32655085},
@@ -364,7 +367,7 @@ def test_one_hot_target_is_a_label(options, backend):
     assert_close(soft_cross_entropy(z, one_hot, **call), cross_entropy(z, labels, **call))
 
 
-# --- trap 14: vmap folds the mapped axis into rows -----------------------------------------------------------------------
+# --- trap 14: vmap folds the mapped axis into rows ------------------------------------------------
 
 
 @backends
@@ -375,7 +378,7 @@ def test_vmap_makes_no_loop(backend):
     assert "while" not in text and "scan" not in text
 
 
-# --- peers -----------------------------------------------------------------------------------------------------------------
+# --- peers ----------------------------------------------------------------------------------------
 
 
 @backends
@@ -431,6 +434,19 @@ def test_focal_loss_of_confident_rows_has_no_nan(options, gamma, backend):
     exact = oracle.exact_loss(z, labels, focal_gamma=gamma, reduction="none", **options).astype(float)
     assert np.all(np.abs(rows - exact) <= 4e-6)  # 2 ulp of a capped logit
     assert np.all(rows >= 0) and np.all(np.abs(gradient) <= 1e-3)
+
+
+@backends
+def test_focal_loss_of_confident_soft_targets_has_no_nan(backend):
+    z, labels = batch("confident", 400)
+    z[np.arange(400), labels] += 30
+    one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
+
+    def total(z):
+        return soft_cross_entropy(z, one_hot, softcap=20.0, focal_gamma=0.5, reduction="sum", implementation=backend)
+
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(z))
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
 @backends

@@ -1,0 +1,388 @@
+"""Planted bugs: a snippet that stands once in a file of the library, what to put in its place, and the test that must fail.
+
+Named after the trap or defect each of them is. Removing one is a changelog entry. ``run.py`` plants them.
+"""
+
+from typing import NamedTuple
+
+
+class Bug(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+TRAPS, CORE, MODES, TRANSFORMS, SHARDS, OPTIONS = (
+    f"tests/test_{name}.py" for name in ("traps", "core", "modes", "transforms", "sharding", "sharding_options")
+)
+
+BUGS = (
+    Bug(
+        "trap 1: one padded class of logit 0 in the sum (tokamax, levanter)",
+        "_block.py",
+        "exp_sum=jnp.sum(classes.e, axis),",
+        "exp_sum=jnp.sum(classes.e, axis) + jnp.exp(-maximum),",
+        f"{TRAPS}::test_padding_never_reaches_the_lse[2049-xla]",
+    ),
+    Bug(
+        "trap 2: losses are masked, statistics are not (optax)",
+        "_rows.py",
+        "return keep(valid, stats), valid, weight",
+        "return stats, valid, weight",
+        f"{TRAPS}::test_ignored_rows_have_zero_gradient_even_from_nan[everything-where-xla]",
+    ),
+    Bug(
+        "trap 2: a dead row's gradient is 0 * NaN",
+        "_block.py",
+        "return dead if masked is None else dead | masked",
+        "return masked",
+        f"{TRAPS}::test_ignored_rows_have_zero_gradient_even_from_nan[plain-ignore_index-xla]",
+    ),
+    Bug(
+        "trap 2: statistics of a bad row come from its sum",
+        "_core.py",
+        "exp_sum = jnp.where(usable, state.exp_sum, 1)",
+        "exp_sum = state.exp_sum",
+        f"{TRAPS}::test_ignored_rows_have_zero_gradient_even_from_nan[plain-where-xla]",
+    ),
+    Bug(
+        "trap 2: targets of ignored rows reach the statistics",
+        "_rows.py",
+        "rows._replace(target=_keep_classes(spec, valid, rows.target))",
+        "rows",
+        f"{TRAPS}::test_ignored_rows_poison_no_other_argument[targets-xla]",
+    ),
+    Bug(
+        "trap 2: a row of weight 0 keeps its NaN statistics",
+        "_rows.py",
+        "return finite | ~reduce(jnp.logical_or, zeros)",
+        "return finite | True",
+        f"{TRAPS}::test_ignored_rows_have_zero_gradient_even_from_nan[everything-row_weights-xla]",
+    ),
+    Bug(
+        "trap 3: a label of another shard is taken for a class here",
+        "_sharding.py",
+        "return local_index(index, jax.lax.axis_index(axis_name) * local_classes, local_classes)",
+        "return index % local_classes",
+        f"{OPTIONS}::test_every_option_alone[xla-None-outside]",
+    ),
+    Bug(
+        "trap 3: labels of another shard wrap into this one",
+        "_labels.py",
+        "return jnp.where(index < 0, NOT_HERE, class_index(index - start, num_classes))",
+        "return (index - start) % num_classes",
+        f"{TRAPS}::test_labels_elsewhere_map_to_minus_one",
+    ),
+    Bug(
+        "trap 3: shards are merged without moving to the common maximum",
+        "_sharding.py",
+        "state = rebase(state._replace(argmax=index), maximum)",
+        "state = state._replace(argmax=index)",
+        f"{SHARDS}::test_statistics_and_bad_labels_across_shards",
+    ),
+    Bug(
+        "trap 4: a soft cap revives masked classes",
+        "_block.py",
+        "allowed = z != -jnp.inf",
+        "allowed = z == z",
+        f"{TRAPS}::test_masked_classes_are_as_if_they_were_not_there[everything-xla]",
+    ),
+    Bug(
+        "trap 4: smoothing gives masked classes their share",
+        "_block.py",
+        "return jnp.where(classes.allowed, along_axis(operands.prior, classes.d.ndim, wanted.axis), 0)",
+        "return along_axis(operands.prior, classes.d.ndim, wanted.axis) + 0 * classes.d",
+        f"{TRAPS}::test_smoothing_prior_is_renormalised_over_the_classes_left[xla]",
+    ),
+    Bug(
+        "trap 4: the smoothing prior is not renormalised",
+        "_core.py",
+        "prior_total / jnp.where(some, state.prior_mass, 1)",
+        "jnp.ones_like(state.prior_mass)",
+        f"{TRAPS}::test_smoothing_prior_is_renormalised_over_the_classes_left[xla]",
+    ),
+    Bug(
+        "trap 4: a masked label has a finite loss (optax: negative)",
+        "_block.py",
+        "dot = jnp.where(allowed, u - as_shift(maximum), -jnp.inf)",
+        "dot = u - as_shift(maximum)",
+        f"{TRAPS}::test_masked_label_has_infinite_loss_and_finite_gradient[class_mask-xla]",
+    ),
+    Bug(
+        "trap 4: a masked label pulls its logit",
+        "_block.py",
+        "g_label = jnp.where(state.target_dot == -jnp.inf, 0, g.target_dot)",
+        "g_label = g.target_dot",
+        f"{TRAPS}::test_masked_label_has_infinite_loss_and_finite_gradient[inf-xla]",
+    ),
+    Bug(
+        "trap 4: all classes masked, and the logits are shifted by -inf",
+        "_core.py",
+        "return jnp.where(maximum == -jnp.inf, 0, maximum)",
+        "return maximum",
+        f"{TRAPS}::test_row_with_every_class_masked[plain-xla]",
+    ),
+    Bug(
+        "trap 4: a target on a masked class is not looked at",
+        "_block.py",
+        "reaches_masked = jnp.any((target != 0) & ~classes.allowed, axis)",
+        "reaches_masked = jnp.any((target != target) & ~classes.allowed, axis)",
+        f"{TRAPS}::test_target_zero_on_a_masked_class_adds_nothing[xla]",
+    ),
+    Bug(
+        "trap 5: label -1 trains the last class (optax)",
+        "_labels.py",
+        "inside = (labels >= 0) & (labels < jnp.asarray(num_classes, labels.dtype))",
+        "labels = labels % num_classes\n    inside = labels >= 0",
+        f"{TRAPS}::test_label_out_of_range_is_nan_and_trains_nothing[plain--1-xla]",
+    ),
+    Bug(
+        "trap 5: the id v is a class",
+        "_labels.py",
+        "labels < jnp.asarray(num_classes, labels.dtype)",
+        "labels <= jnp.asarray(num_classes, labels.dtype)",
+        f"{TRAPS}::test_label_out_of_range_is_nan_and_trains_nothing[plain-7-xla]",
+    ),
+    Bug(
+        "trap 5: a label of no class still trains the other terms (tokamax)",
+        "_rows.py",
+        """loss = row_loss(keep(known, stats), options, weight)
+    if known is not None:
+        loss = jnp.where(known, loss, jnp.nan)""",
+        "loss = row_loss(stats, options, weight)",
+        f"{TRAPS}::test_label_out_of_range_is_nan_and_trains_nothing[everything--100-xla]",
+    ),
+    Bug(
+        "trap 5: the class count wraps in the labels' type",
+        "_labels.py",
+        "if labels.dtype.itemsize < 4:",
+        "if labels.dtype.itemsize < 1:",
+        f"{TRAPS}::test_label_ids_never_wrap[int8]",
+    ),
+    Bug(
+        "trap 5: 64-bit labels wrap into 32 bits",
+        "_checks.py",
+        'return np.clip(value, limits.min if value.dtype.kind == "i" else 0, limits.max).astype(np.int32)',
+        "return value.astype(np.int32)",
+        f"{TRAPS}::test_numpy_labels_beyond_32_bits_do_not_become_a_class[4294967297]",
+    ),
+    Bug(
+        "trap 5: an ignore_index that the labels cannot hold",
+        "_reduce.py",
+        "return limits.min <= value <= limits.max",
+        "return value <= limits.max",
+        f"{MODES}::test_labels_of_every_integer_type_and_their_ignore_index[uint8-xla]",
+    ),
+    Bug(
+        "trap 6: the backward takes another maximum than the forward",
+        "_block.py",
+        "classes = _classes(wanted, operands, state.maximum)",
+        "classes = _classes(wanted, operands, state.maximum - 1)",
+        f"{TRAPS}::test_gradient_is_bounded_at_large_logits[float32-xla]",
+    ),
+    Bug(
+        "trap 7: a gather on TPU",
+        "_labels.py",
+        "default=by_compare",
+        "default=by_gather",
+        f"{MODES}::test_label_logit_is_gathered_or_compared_by_platform[tpu]",
+    ),
+    Bug(
+        "trap 7: bfloat16 gradients share float32 exponentials",
+        "_block.py",
+        "if operands.logits.dtype.itemsize > 2:",
+        "if operands.logits.dtype.itemsize > 0:",
+        "tests/test_memory.py::test_temporaries_are_a_few_numbers_per_row[(512, 32768)-bfloat16-plain]",
+    ),
+    Bug(
+        "trap 7: bfloat16 labels are gathered as bfloat16",
+        "_labels.py",
+        "values.dtype.itemsize == 2:",
+        "values.dtype.itemsize == 0:",
+        "tests/test_memory.py::test_temporaries_are_a_few_numbers_per_row[(512, 32768)-bfloat16-plain]",
+    ),
+    Bug(
+        "trap 7: the gathered label has no derivative",
+        "_labels.py",
+        "return label_value(values, index, axis), _compare(tangent, index, axis=axis)",
+        "return label_value(values, index, axis), jnp.zeros_like(_compare(tangent, index, axis=axis))",
+        f"{TRANSFORMS}::test_forward_mode_is_right_or_refused[reference]",
+    ),
+    Bug(
+        "trap 8: the logits' dtype is reached before the sum",
+        "_block.py",
+        "du = e * factor",
+        "du = (e * factor).astype(operands.logits.dtype).astype(d.dtype)",
+        f"{TRAPS}::test_one_hot_is_subtracted_before_the_cast[{{}}-bfloat16-xla]",
+    ),
+    Bug(
+        "trap 8: the reference adds gradients in 16 bits",
+        "backends/reference.py",
+        "operands._replace(logits=operands.logits.astype(dtype), target=target)",
+        "operands._replace(target=target)",
+        f"{TRAPS}::test_one_hot_is_subtracted_before_the_cast[{{}}-bfloat16-reference]",
+    ),
+    Bug(
+        "trap 10: sums in the logits' dtype (ejkernel, Liger, torch)",
+        "_block.py",
+        "jnp.float64 if dtype == jnp.float64 else jnp.float32)",
+        "dtype)",
+        f"{TRAPS}::test_sums_of_losses_are_float32[xla]",
+    ),
+    Bug(
+        "trap 11: replicated operands are not cast to varying",
+        "_vjp.py",
+        "dense_state(backend, wanted, jointly_varying(operands))",
+        "dense_state(backend, wanted, operands)",
+        f"{OPTIONS}::test_every_option_alone[xla-None-inside]",
+    ),
+    Bug(
+        "trap 13: smoothing forgets the class weights",
+        "_rows.py",
+        "prior = class_weights.astype(dtype) / everywhere",
+        "prior = jnp.full((classes,), 1 / everywhere, dtype)",
+        f"{TRAPS}::test_class_weights_with_smoothing_are_those_of_pytorch[hard-0.1-xla]",
+    ),
+    Bug(
+        "trap 13: the mean divides by the number of rows",
+        "_reduce.py",
+        "LossSum(jnp.sum(loss), jnp.sum(weight))",
+        "LossSum(jnp.sum(loss), jnp.sum(jnp.ones_like(weight)))",
+        f"{TRAPS}::test_class_weights_with_smoothing_are_those_of_pytorch[hard-0.0-xla]",
+    ),
+    Bug(
+        "trap 13: class weights of soft targets count twice",
+        "_rows.py",
+        "return target / divisor, weight",
+        "return target, weight",
+        f"{TRAPS}::test_class_weights_with_smoothing_are_those_of_pytorch[soft-0.0-xla]",
+    ),
+    Bug(
+        "trap 14: an operand shared across a vmap is counted once per example",
+        "_vjp.py",
+        "return jax.tree.map(lambda field: jnp.where(same, field, field), state)",
+        "return state",
+        f"{TRANSFORMS}::test_operands_shared_across_a_vmap_get_the_sum_of_their_gradients",
+    ),
+    Bug(
+        "Megatron: smoothing by the shard's classes",
+        "_rows.py",
+        "prior = class_weights.astype(dtype) / everywhere",
+        "prior = class_weights.astype(dtype) / classes",
+        f"{OPTIONS}::test_every_option_alone[xla-None-outside]",
+    ),
+    Bug(
+        "levanter: the soft cap has no derivative",
+        "_logit_map.py",
+        "slope = 4 * q / jnp.square(1 + q)",
+        "slope = jnp.ones_like(z)",
+        f"{TRAPS}::test_soft_cap_has_its_derivative[xla]",
+    ),
+    Bug(
+        "the soft cap's slope cancels far beyond the cap",
+        "_logit_map.py",
+        "slope = 4 * q / jnp.square(1 + q)",
+        "slope = 1 - jnp.square(jnp.tanh(z / softcap))",
+        f"{TRAPS}::test_soft_cap_far_beyond_the_cap_keeps_its_slope[xla]",
+    ),
+    Bug(
+        "tokamax: gradients are not in the primal's dtype",
+        "_block.py",
+        "dropped, du).astype(operands.logits.dtype),",
+        "dropped, du),",
+        f"{TRAPS}::test_gradients_have_the_dtype_of_the_primal[bfloat16-xla]",
+    ),
+    Bug(
+        "Liger: the z-loss has no gradient",
+        "_core.py",
+        "as_shift(state.maximum) + log_sum)",
+        "as_shift(state.maximum) + jax.lax.stop_gradient(log_sum))",
+        f"{TRAPS}::test_z_loss_is_differentiable_as_an_output[xla]",
+    ),
+    Bug(
+        "the plain focal formula",
+        "_losses.py",
+        "slope = jnp.where(nll == 0, at_zero, jnp.where(nll == jnp.inf, 1, slope))",
+        "slope = _miss(nll) ** gamma + gamma * nll * jnp.exp(-nll) * _miss(nll) ** (gamma - 1)",
+        f"{TRAPS}::test_focal_loss_of_confident_rows_has_no_nan[{{}}-0.5-xla]",
+    ),
+    Bug(
+        "a soft cap rounds the nll below 0",
+        "_core.py",
+        "nll - jnp.where(below < 0, below, 0)",
+        "nll",
+        f"{TRAPS}::test_log_probabilities_are_at_most_zero",
+    ),
+    Bug(
+        "the entropy's gradient loses a term",
+        "_block.py",
+        "jnp.expand_dims(g.exp_dot, axis) * (1 + d)",
+        "jnp.expand_dims(g.exp_dot, axis) * d",
+        f"{TRAPS}::test_every_statistic_is_differentiable[entropy-xla]",
+    ),
+    Bug(
+        "statistics through the lse feel the offset",
+        "_core.py",
+        "nll = state.target_mass * log_sum - state.target_dot",
+        "nll = (log_sum + as_shift(state.maximum)) - (state.target_dot + as_shift(state.maximum))",
+        "tests/test_values.py::test_confident_rows_at_a_large_offset[xla]",
+    ),
+    Bug(
+        "the temperature's gradient has the wrong sign",
+        "_block.py",
+        "return -jnp.sum(_zero(dropped, du * classes.u)) / operands.temperature",
+        "return jnp.sum(_zero(dropped, du * classes.u)) / operands.temperature",
+        f"{MODES}::test_temperature_is_learnable[xla]",
+    ),
+    Bug(
+        "merge forgets to scale",
+        "_core.py",
+        "exp_sum=scale * state.exp_sum,",
+        "exp_sum=state.exp_sum,",
+        f"{CORE}::test_merge_is_associative_and_any_split_gives_the_whole_row",
+    ),
+    Bug(
+        "merge's entropy part forgets the shift",
+        "_core.py",
+        "scale * (q + move * state.exp_sum)",
+        "scale * q",
+        f"{CORE}::test_merge_is_associative_and_any_split_gives_the_whole_row",
+    ),
+    Bug(
+        "merge does not move the prior's dot",
+        "_core.py",
+        "r + move * state.prior_mass",
+        "r",
+        f"{CORE}::test_merge_is_associative_and_any_split_gives_the_whole_row",
+    ),
+    Bug(
+        "ties of the argmax go to the last block",
+        "_core.py",
+        "jnp.minimum(a.argmax, b.argmax)",
+        "jnp.maximum(a.argmax, b.argmax)",
+        f"{CORE}::test_ties_of_the_argmax_go_to_the_lowest_index_across_blocks",
+    ),
+    Bug(
+        "the mean has an epsilon",
+        "_reduce.py",
+        "nothing = (self.weight == 0) & (self.total == 0)",
+        "nothing = self.weight <= 1e-3",
+        "tests/test_bad_input.py::test_weights_that_cancel_do_not_look_like_nothing",
+    ),
+    Bug(
+        "an option's value is static",
+        "_rows.py",
+        "@partial(jax.jit, static_argnums=(0, 1))",
+        "@partial(jax.jit, static_argnums=(0, 1, 3))",
+        f"{TRANSFORMS}::test_eager_calls_with_changing_numbers_compile_once",
+    ),
+    Bug(
+        "guards see nothing under jit",
+        "guards.py",
+        "_failures.extend(report(*facts))",
+        "None",
+        "tests/test_guards.py::test_a_function_compiled_before_the_block_is_checked_in_it_and_not_after_it",
+    ),
+)

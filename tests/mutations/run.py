@@ -1,0 +1,95 @@
+"""Planted bugs: every entry of ``bugs.py`` changes one line of the library, and the test it names must fail.
+
+    python tests/mutations/run.py [--jobs 2] [words of names ...]
+
+Each bug goes into a copy of the library in a folder of its own. A snippet must occur exactly once (white space aside). The
+named tests are run on an unchanged copy too: a test that fails there would catch anything. Exit status 1 if a bug survives.
+"""
+
+import argparse
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = Path(__file__).with_name("bugs.py")
+COPIED = ("crossent_jax", "tests", "pyproject.toml")
+FAILED_TESTS = 1  # pytest's exit status; collection errors, no tests and usage errors have others
+
+
+def mutate(text: str, old: str, new: str) -> str:
+    """``text`` with its only occurrence of ``old`` replaced, whatever the line breaks and blanks between its tokens."""
+    pattern = r"\s*".join(re.escape(token) for token in re.findall(r"\w+|[^\w\s]", old))
+    found = re.findall(pattern, text)
+    if len(found) != 1:
+        raise ValueError(f"found {len(found)} times instead of once: {old!r}")
+    return text.replace(found[0], new)
+
+
+def copy_project(folder: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", ".hypothesis", "fixtures")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+
+
+def pytest_status(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """Exit status and output of the tests, run on the copy in ``folder``."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *tests]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def attempt(bug) -> str | None:
+    """None if the named test catches the bug, else what went wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_project(folder)
+        target = folder / "crossent_jax" / bug.file
+        try:
+            target.write_text(mutate(target.read_text(), bug.old, bug.new))
+        except ValueError as error:
+            return f"snippet {error}"
+        status, output = pytest_status(folder, [bug.test])
+    if status == FAILED_TESTS:
+        return None
+    return f"SURVIVED {bug.test}" if status == 0 else f"pytest exit status {status}\n{output}"
+
+
+def baseline(tests: list[str]) -> str | None:
+    with tempfile.TemporaryDirectory() as name:
+        copy_project(Path(name))
+        status, output = pytest_status(Path(name), sorted(set(tests)))
+    return None if status == 0 else f"the named tests do not all pass without a bug\n{output}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("names", nargs="*", help="only the bugs whose names contain one of these")
+    options = parser.parse_args()
+    bugs = runpy.run_path(str(TABLE))["BUGS"]
+    chosen = [bug for bug in bugs if not options.names or any(word in bug.name for word in options.names)]
+    start = time.monotonic()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        unchanged = pool.submit(baseline, [bug.test for bug in chosen])
+        outcomes = list(pool.map(attempt, chosen))
+    outcomes.append(unchanged.result())
+    for name, outcome in zip([bug.name for bug in chosen] + ["(unchanged library)"], outcomes, strict=True):
+        print("ok      " if outcome is None else "FAILED  ", name, "" if outcome is None else f": {outcome}")
+    failures = sum(outcome is not None for outcome in outcomes)
+    print(f"{len(chosen)} planted bugs, {failures} failures, {time.monotonic() - start:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
