@@ -404,7 +404,8 @@ def test_row_poly_loss_of_some_examples():
     with pytest.raises(ValueError, match="broadcast"):
         of_optax("poly_loss_cross_entropy", z, t, where=where)
     value, everywhere = ours.poly_loss_cross_entropy(z, t, where=where), ours.poly_loss_cross_entropy(z, t)
-    assert np.array_equal(value, [0, everywhere[1]])
+    assert value[0] == 0
+    np.testing.assert_allclose(value[1], everywhere[1], rtol=2e-7)  # another program: sums may be fused in another order
 
 
 @pytest.mark.parametrize("name", ["sigmoid_binary_cross_entropy", "sigmoid_focal_loss"])
