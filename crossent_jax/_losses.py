@@ -67,12 +67,12 @@ def times(weight: Float[Array, "..."], value: Float[Array, "..."]) -> Float[Arra
 
 @jax.custom_jvp
 def focal(nll: Float[Array, "..."], gamma: Float[Array, ""]) -> Float[Array, "..."]:
-    """``phi(x) = (1 - exp(-x))^gamma x``, 0 at x = 0 and x itself at x = +inf.
+    """``phi(x) = (1 - exp(-x))^gamma x``, 0 for x at most 0 (below by rounding only) and x itself at x = +inf.
 
     With h = 1 - exp(-x):  d phi / dx = h^gamma (1 + gamma x exp(-x) / h),  d phi / d gamma = x h^gamma log h.
     The plain formula's derivative is NaN at 0 (h^(gamma - 1) x) and at +inf (x exp(-x)), and log h is -inf at 0.
     """
-    return jnp.where(nll == 0, 0, _miss(nll) ** gamma.astype(nll.dtype) * nll)
+    return jnp.where(nll <= 0, 0, _miss(nll) ** gamma.astype(nll.dtype) * nll)
 
 
 @focal.defjvp
@@ -84,7 +84,7 @@ def _focal_jvp(primals, tangents):
     power = miss**gamma
     slope = power * (1 + gamma * inner * jnp.exp(-inner) / miss)
     at_zero = jnp.where(gamma == 0, 1.0, 0.0).astype(nll.dtype)
-    slope = jnp.where(nll == 0, at_zero, jnp.where(nll == jnp.inf, 1, slope))
+    slope = jnp.where(nll <= 0, at_zero, jnp.where(nll == jnp.inf, 1, slope))
     gamma_slope = jnp.where((nll > 0) & (nll < jnp.inf), inner * power * jnp.log(miss), 0)
     slope = jnp.where(jnp.isnan(nll), nll, slope)
     return focal(nll, gamma), slope * nll_tangent + gamma_slope * gamma_tangent.astype(nll.dtype)

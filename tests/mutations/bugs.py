@@ -304,7 +304,7 @@ BUGS = (
     Bug(
         "the plain focal formula",
         "_losses.py",
-        "slope = jnp.where(nll == 0, at_zero, jnp.where(nll == jnp.inf, 1, slope))",
+        "slope = jnp.where(nll <= 0, at_zero, jnp.where(nll == jnp.inf, 1, slope))",
         "slope = _miss(nll) ** gamma + gamma * nll * jnp.exp(-nll) * _miss(nll) ** (gamma - 1)",
         f"{TRAPS}::test_focal_loss_of_confident_rows_has_no_nan[{{}}-0.5-xla]",
     ),
