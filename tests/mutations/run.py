@@ -7,6 +7,7 @@ named tests are run on an unchanged copy too: a test that fails there would catc
 """
 
 import argparse
+import os
 import re
 import runpy
 import shutil
@@ -45,7 +46,8 @@ def copy_project(folder: Path) -> None:
 def pytest_status(folder: Path, tests: list[str]) -> tuple[int, str]:
     """Exit status and output of the tests, run on the copy in ``folder``."""
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *tests]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    quick = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compile time is most of a test
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quick)
     return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
 
 
