@@ -72,22 +72,25 @@ def focal(nll: Float[Array, "..."], gamma: Float[Array, ""]) -> Float[Array, "..
     With h = 1 - exp(-x):  d phi / dx = h^gamma (1 + gamma x exp(-x) / h),  d phi / d gamma = x h^gamma log h.
     The plain formula's derivative is NaN at 0 (h^(gamma - 1) x) and at +inf (x exp(-x)), and log h is -inf at 0.
     """
-    return jnp.where(nll <= 0, 0, _miss(nll) ** gamma.astype(nll.dtype) * nll)
+    return _miss(_inside(nll)) ** gamma.astype(nll.dtype) * jnp.maximum(nll, 0)
 
 
 @focal.defjvp
 def _focal_jvp(primals, tangents):
     (nll, gamma), (nll_tangent, gamma_tangent) = primals, tangents
-    gamma = gamma.astype(nll.dtype)
-    inner = jnp.where((nll > 0) & (nll < jnp.inf), nll, 1)  # away from both limits
-    miss = _miss(inner)
+    gamma, x = gamma.astype(nll.dtype), _inside(nll)
+    miss = _miss(x)
     power = miss**gamma
-    slope = power * (1 + gamma * inner * jnp.exp(-inner) / miss)
-    at_zero = jnp.where(gamma == 0, 1.0, 0.0).astype(nll.dtype)
-    slope = jnp.where(nll <= 0, at_zero, jnp.where(nll == jnp.inf, 1, slope))
-    gamma_slope = jnp.where((nll > 0) & (nll < jnp.inf), inner * power * jnp.log(miss), 0)
-    slope = jnp.where(jnp.isnan(nll), nll, slope)
+    slope = power * (1 + gamma * x * jnp.exp(-x) / miss)
+    gamma_slope = x * power * jnp.log(miss)
     return focal(nll, gamma), slope * nll_tangent + gamma_slope * gamma_tangent.astype(nll.dtype)
+
+
+def _inside(nll: Array) -> Array:
+    """``nll`` kept off both limits, continuously: a compiler may compute it twice, an ulp apart on either side of 0, and use
+    one for the branch and the other for the value, so no branch may jump. NaN stays."""
+    least = float(jnp.finfo(nll.dtype).eps) ** 2
+    return jnp.clip(nll, least, 1 / least)
 
 
 def _miss(nll: Array) -> Array:
