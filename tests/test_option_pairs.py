@@ -2,8 +2,9 @@
 everything differentiable.
 
 Meaning is at stake here, precision in ``test_values.py``: several options may cancel each other in a row, so the slack is
-that of the batch's largest gradient."""
+that of the batch's largest gradient, and the roundings of the largest term that may have cancelled."""
 
+import math
 from itertools import combinations, product
 
 import jax
@@ -98,13 +99,22 @@ def assert_case(function, static, arguments, label):
     for name, gradient in ours.items():
         error = np.asarray(gradient) - exact[name]
         if name == "z":
-            slack = np.max(oracle.gradient_slack(exact["z"], "float32", naive["z"]))
+            slack = np.max(oracle.gradient_slack(exact["z"], "float32", naive["z"])) + term_slack(arguments, static)
         else:  # the gradient of an option or a target is a statistic of rows, like the loss, or the sum of one over rows
             slack = ROWS * oracle.loss_slack(exact[name]) + np.max(np.abs(naive[name] - exact[name]))
         if name == "targets":
             error = along_the_simplex(error, arguments)
         error = np.abs(error)
         assert np.all(error <= slack), f"{label}: gradient of {name} off by {np.max(error / slack)} times the slack"
+
+
+def term_slack(arguments, static):
+    """Probabilities and targets enter a gradient times cotangent, row weight and class weight. Half an ulp of that product for
+    each of its four roundings: the cotangent times the weights, times (1 - smoothing), times the target, and the sum."""
+    cotangent = arguments["cotangent"] if static["reduction"] == "none" else np.ones(1)
+    weights = (arguments.get(name, np.ones(1)) for name in ("row_weights", "class_weights"))
+    largest = max(1.0, math.prod(float(np.max(np.abs(factor))) for factor in (cotangent, *weights)))
+    return 4 * oracle.statistics_eps("float32") / 2 * largest
 
 
 def along_the_simplex(error, arguments):

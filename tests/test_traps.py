@@ -293,6 +293,16 @@ def test_logits_near_the_largest_float(backend):
     np.testing.assert_allclose(gradient, [[-0.5, 0, 0.5], [1 / 3, -2 / 3, 1 / 3]], rtol=1e-6)
 
 
+# --- trap 7: a gather is fast on a CPU and a GPU; on a TPU it keeps a float32 copy of bfloat16 logits
+
+
+@pytest.mark.parametrize("platform, gathers", {"cpu": True, "cuda": True, "tpu": False}.items(), ids=["cpu", "cuda", "tpu"])
+def test_label_logit_is_gathered_or_compared_by_platform(platform, gathers):
+    z, labels = batch("platform", dtype="bfloat16")
+    lowered = jax.jit(jax.value_and_grad(lambda z: cross_entropy(z, labels))).trace(z).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.gather" in lowered.as_text()) == gathers
+
+
 # --- trap 8: the one-hot is subtracted in float32 before the cast ---------------------------------
 
 
@@ -414,9 +424,9 @@ def test_soft_cap_has_its_derivative(backend):
     assert np.all(np.abs(gradient - exact) <= oracle.gradient_slack(exact, "float32", exact))
 
 
-@pytest.mark.parametrize("backend", grid.CUSTOM_VJP_BACKENDS)
+@backends
 def test_soft_cap_far_beyond_the_cap_keeps_its_slope(backend):
-    """sech^2 at 5 to 8 caps: 1 - tanh^2 (what JAX's own derivative, and so the reference, computes) cancels there."""
+    """sech^2 at 5 to 8 caps: 1 - tanh^2 (what JAX's own derivative of tanh computes) cancels there."""
     z = np.array([[60.0, 50.0, -70.0], [12.0, 80.0, 20.0]], np.float32)
     _, gradient = value_and_gradient(backend, z, np.array([1, 0]), softcap=10.0)
     exact = oracle.gradients(z, np.array([1, 0]), softcap=10.0, reduction="sum")["z"]
