@@ -35,7 +35,7 @@ def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @jax.custom_jvp
 def sech_squared(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``4 q / (1 + q)^2`` with ``q = exp(-2 |x|)``; its derivative is ``-2 tanh(x) sech(x)^2``, also at the kink of ``|x|``."""
+    """``4 q / (1 + q)^2`` with ``q = exp(-2 |x|)``; its derivative is ``-2 tanh(x) sech(x)^2``, also where ``|x|`` bends."""
     q = jnp.exp(-2 * jnp.abs(x))
     return 4 * q / jnp.square(1 + q)
 

@@ -109,8 +109,8 @@ def assert_case(function, static, arguments, label):
 
 
 def term_slack(arguments, static):
-    """Probabilities and targets enter a gradient times cotangent, row weight and class weight. Half an ulp of that product for
-    each of its four roundings: the cotangent times the weights, times (1 - smoothing), times the target, and the sum."""
+    """Probabilities and targets enter a gradient times cotangent, row weight and class weight. Half an ulp of that product
+    for each of its four roundings: the cotangent times the weights, times (1 - smoothing), times the target, and the sum."""
     cotangent = arguments["cotangent"] if static["reduction"] == "none" else np.ones(1)
     weights = (arguments.get(name, np.ones(1)) for name in ("row_weights", "class_weights"))
     largest = max(1.0, math.prod(float(np.max(np.abs(factor))) for factor in (cotangent, *weights)))
