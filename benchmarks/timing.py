@@ -1,4 +1,4 @@
-"""Timing several functions fairly: interleaved, in rotating order, medians."""
+"""Timing several functions fairly: interleaved, in shuffled order, medians."""
 
 import time
 
@@ -9,16 +9,16 @@ import numpy as np
 def medians(functions: dict, seconds: float = 1.0, at_least: int = 7) -> dict[str, float]:
     """Median wall time in milliseconds of each zero-argument function.
 
-    The functions take turns, and each round begins with the next one, so that drift of the machine meets all alike.
+    The functions take turns in a new order each round: drift of the machine meets all alike, and none always follows the
+    same other, whose caches and threads it would inherit.
     """
-    names = list(functions)
+    names, order = list(functions), np.random.default_rng(0)
     for name in names:
         jax.block_until_ready(functions[name]())
     times: dict[str, list[float]] = {name: [] for name in names}
     end, rounds = time.perf_counter() + seconds * len(names), 0
     while rounds < at_least or time.perf_counter() < end:
-        for i in range(len(names)):
-            name = names[(i + rounds) % len(names)]
+        for name in order.permutation(names):
             start = time.perf_counter()
             jax.block_until_ready(functions[name]())
             times[name].append(1e3 * (time.perf_counter() - start))

@@ -108,15 +108,13 @@ def merge(a: State, b: State) -> State:
 def finalize(state: State, *, prior_total: Maybe, soft: bool) -> RowStats:
     """Statistics of complete rows.
 
-    A row whose sum is not a positive finite number (all masked: 0; NaN or +inf in the row: NaN) takes its statistics from
+    A row whose sum is not a positive number (all masked: 0; NaN or +inf in the row: NaN) takes its statistics from
     constants, so that a zero cotangent arriving here leaves as zero and never as 0 * NaN.
 
     The prior covers the unmasked classes, renormalised to its total: ``ce_prior = total / mass (mass log exp_sum - dot)``.
     """
-    masked = state.maximum == -jnp.inf
-    usable = jnp.isfinite(state.exp_sum) & (state.exp_sum > 0)
-    exp_sum = jnp.where(usable, state.exp_sum, 1)
-    log_sum = jnp.where(usable | masked, jnp.log(exp_sum), jnp.nan)
+    masked, usable = state.maximum == -jnp.inf, state.exp_sum > 0
+    exp_sum, log_sum = jnp.where(usable, state.exp_sum, 1), log_of_sum(state.exp_sum)
     nll = state.target_mass * log_sum - state.target_dot
     if not soft:
         below = jax.lax.stop_gradient(jnp.minimum(nll, 0))  # a soft cap of one number and of a row may round differently
@@ -130,6 +128,15 @@ def finalize(state: State, *, prior_total: Maybe, soft: bool) -> RowStats:
         target_mass=state.target_mass,
         argmax=_map(lambda index: jnp.where(index == NO_CLASS, -1, index), state.argmax),
     )
+
+
+@jax.custom_jvp
+def log_of_sum(exp_sum: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The logarithm, 0 for an empty sum, NaN for NaN; its derivative is ``1 / exp_sum``, or 1 where that is no number."""
+    return jnp.where(exp_sum == 0, 0, jnp.log(exp_sum))
+
+
+log_of_sum.defjvps(lambda tangent, _, exp_sum: tangent / jnp.where(exp_sum > 0, exp_sum, 1))
 
 
 def _finalize_prior(state, log_sum, prior_total):

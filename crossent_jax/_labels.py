@@ -19,12 +19,11 @@ NOT_HERE = -1
 def class_index(labels: Integer[Array, "..."], num_classes: int) -> Int[Array, "..."]:
     """The labels as int32, with ``NOT_HERE`` for every id outside ``[0, num_classes)``.
 
-    The comparison happens in a type that holds both sides, so no id wraps into another class.
+    The comparison happens in an unsigned type that holds both sides, where a negative id is larger than every class: no id
+    wraps into a class, and one comparison does.
     """
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)
-    inside = (labels >= 0) & (labels < jnp.asarray(num_classes, labels.dtype))
-    return jnp.where(inside, labels.astype(jnp.int32), NOT_HERE)
+    unsigned = labels.astype(jnp.uint32 if labels.dtype.itemsize <= 4 else jnp.uint64)
+    return jnp.where(unsigned < num_classes, labels.astype(jnp.int32), NOT_HERE)
 
 
 def local_index(index: Int[Array, "..."], start: Array, num_classes: int) -> Int[Array, "..."]:

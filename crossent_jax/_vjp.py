@@ -53,7 +53,7 @@ def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State
 
 
 def _forward(backend, wanted, operands):
-    state = _mapped_together(backend.dense_state(wanted, operands))
+    state = _mapped_together(backend.dense_state(wanted._replace(gradient_follows=True), operands))
     return state, (operands, state)
 
 

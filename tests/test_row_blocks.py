@@ -1,0 +1,80 @@
+"""Rows too long for XLA's CPU reductions are taken a few at a time: the same numbers, and no array of the logits' size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import crossent_jax
+from crossent_jax.backends import xla
+
+from . import grid, oracle
+
+ROWS, CLASSES = 23, 50257  # two blocks of ten rows, and three rows
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "temperature": 1.5}
+
+
+def batch(dtype):
+    gen = grid.rng("row blocks", dtype)
+    z, labels = grid.logits(gen, ROWS, CLASSES, dtype), grid.labels(gen, ROWS, CLASSES)
+    mask = gen.uniform(size=(ROWS, CLASSES)) < 0.7
+    mask[np.arange(ROWS), labels] = True
+    return z, labels, mask
+
+
+def test_the_sizes_divide_no_block():
+    size = xla.BLOCK_BYTES // (4 * CLASSES)
+    assert ROWS > 2 * size and ROWS % size
+
+
+@pytest.mark.parametrize("mask_shape", ["no mask", "one for all rows", "one per row"])
+@pytest.mark.parametrize("kind", grid.TARGETS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape):
+    z, labels, mask = batch(dtype)
+    options = dict(OPTIONS)
+    if mask_shape != "no mask":
+        mask = mask if mask_shape == "one per row" else mask.any(0)
+        options["class_mask"] = mask
+    target = labels if kind == "hard" else np.where(mask, np.full(z.shape, 1 / CLASSES, np.float32), 0)
+    function = crossent_jax.cross_entropy if kind == "hard" else crossent_jax.soft_cross_entropy
+    loss = function(jnp.asarray(z), jnp.asarray(target), reduction="none", **options)
+    exact = oracle.exact_loss(np.asarray(z, np.float32), target, reduction="none", **options).astype(float)
+    assert np.all(np.abs(np.asarray(loss) - exact) <= oracle.loss_slack(exact))
+
+
+def test_statistics_of_any_batch_shape():
+    z, labels, _ = batch("float32")
+    flat = crossent_jax.row_stats(z[:22], labels[:22], implementation="reference")
+    shaped = crossent_jax.row_stats(z[:22].reshape(2, 11, CLASSES), labels[:22].reshape(2, 11))
+    for name, got, expected in zip(flat._fields, shaped, flat, strict=True):
+        np.testing.assert_allclose(got.reshape(22), expected, rtol=2e-6, err_msg=name)
+
+
+def test_bfloat16_gradient_is_that_of_the_reference():
+    z, labels, mask = batch("bfloat16")
+
+    def gradient(implementation):
+        options = OPTIONS | {"class_mask": mask, "implementation": implementation}
+        return jax.grad(lambda z: crossent_jax.cross_entropy(z, labels, **options))(jnp.asarray(z)).astype(jnp.float32)
+
+    ours, reference = gradient("xla"), gradient("reference")
+    np.testing.assert_allclose(ours, reference, rtol=2**-7, atol=1e-9)  # an ulp of bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_value_holds_one_block(dtype):
+    """On the CPU alone: another platform's program has no loop."""
+    arguments = jax.ShapeDtypeStruct((4 * ROWS, CLASSES), dtype), jax.ShapeDtypeStruct((4 * ROWS,), jnp.int32)
+    traced = jax.jit(crossent_jax.cross_entropy).trace(*arguments)
+    temporary = traced.lower().compile().memory_analysis().temp_size_in_bytes
+    assert temporary <= 64 * 4 * ROWS + 4 * 2**20
+    for platform, loops in {"cpu": True, "tpu": False, "cuda": False}.items():
+        assert ("stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()) == loops
+
+
+def test_a_float32_gradient_takes_the_rows_at_once():
+    """There the exponentials become the gradient in place."""
+    arguments = jax.ShapeDtypeStruct((ROWS, CLASSES), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    lowered = jax.jit(jax.value_and_grad(crossent_jax.cross_entropy)).lower(*arguments)
+    assert "stablehlo.while" not in lowered.as_text()
