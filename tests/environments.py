@@ -26,9 +26,9 @@ FLOOR = ("jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.3", "chex==0.1.90", "optax==
 SUITE = ("-m", "pytest", "-q", "-n", os.environ.get("JOBS", "2"))
 
 
-def run(*command) -> None:
+def run(*command, **variables: str) -> None:
     print("+", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, env=os.environ | variables)
 
 
 def python_3_13() -> str:
@@ -85,10 +85,12 @@ def aot() -> None:
 
 
 def floor() -> None:
+    """Without AVX-512: on some CPUs that have it, jaxlib 0.7.2 computes a wrong loss for a compiled training step of the
+    demo, with the naive formula too (seen: 2.76 nats where numpy and every other setting give 2.31)."""
     python = environment("floor", python_3_13(), *FLOOR)
     check_that_nothing_moves(python)
     install(python, *FLOOR, "--editable", ".[test]")
-    run(python, *SUITE)
+    run(python, *SUITE, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
 
 
 def newest() -> None:

@@ -14,6 +14,15 @@ ROWS, CLASSES = 23, 50257  # two blocks of ten rows, and three rows
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "temperature": 1.5}
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """The suite runs with eight devices of the CPU, where the rows are never taken in blocks."""
+    monkeypatch.setattr(xla, "_several_devices", lambda: False)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 def batch(dtype):
     gen = grid.rng("row blocks", dtype)
     z, labels = grid.logits(gen, ROWS, CLASSES, dtype), grid.labels(gen, ROWS, CLASSES)
@@ -27,10 +36,14 @@ def test_the_sizes_divide_no_block():
     assert ROWS > 2 * size and ROWS % size
 
 
+def loops(lowered) -> bool:
+    return "stablehlo.while" in lowered.as_text()
+
+
 @pytest.mark.parametrize("mask_shape", ["no mask", "one for all rows", "one per row"])
 @pytest.mark.parametrize("kind", grid.TARGETS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape):
+def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape, one_device):
     z, labels, mask = batch(dtype)
     options = dict(OPTIONS)
     if mask_shape != "no mask":
@@ -43,7 +56,7 @@ def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape):
     assert np.all(np.abs(np.asarray(loss) - exact) <= oracle.loss_slack(exact))
 
 
-def test_statistics_of_any_batch_shape():
+def test_statistics_of_any_batch_shape(one_device):
     z, labels, _ = batch("float32")
     flat = crossent_jax.row_stats(z[:22], labels[:22], implementation="reference")
     shaped = crossent_jax.row_stats(z[:22].reshape(2, 11, CLASSES), labels[:22].reshape(2, 11))
@@ -51,7 +64,7 @@ def test_statistics_of_any_batch_shape():
         np.testing.assert_allclose(got.reshape(22), expected, rtol=2e-6, err_msg=name)
 
 
-def test_bfloat16_gradient_is_that_of_the_reference():
+def test_bfloat16_gradient_is_that_of_the_reference(one_device):
     z, labels, mask = batch("bfloat16")
 
     def gradient(implementation):
@@ -63,18 +76,26 @@ def test_bfloat16_gradient_is_that_of_the_reference():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_value_holds_one_block(dtype):
+def test_value_holds_one_block(dtype, one_device):
     """On the CPU alone: another platform's program has no loop."""
     arguments = jax.ShapeDtypeStruct((4 * ROWS, CLASSES), dtype), jax.ShapeDtypeStruct((4 * ROWS,), jnp.int32)
     traced = jax.jit(crossent_jax.cross_entropy).trace(*arguments)
     temporary = traced.lower().compile().memory_analysis().temp_size_in_bytes
     assert temporary <= 64 * 4 * ROWS + 4 * 2**20
-    for platform, loops in {"cpu": True, "tpu": False, "cuda": False}.items():
-        assert ("stablehlo.while" in traced.lower(lowering_platforms=(platform,)).as_text()) == loops
+    for platform, expected in {"cpu": True, "tpu": False, "cuda": False}.items():
+        assert loops(traced.lower(lowering_platforms=(platform,))) == expected
 
 
-def test_a_float32_gradient_takes_the_rows_at_once():
+def test_a_float32_gradient_takes_the_rows_at_once(one_device):
     """There the exponentials become the gradient in place."""
     arguments = jax.ShapeDtypeStruct((ROWS, CLASSES), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
-    lowered = jax.jit(jax.value_and_grad(crossent_jax.cross_entropy)).lower(*arguments)
-    assert "stablehlo.while" not in lowered.as_text()
+    assert not loops(jax.jit(jax.value_and_grad(crossent_jax.cross_entropy)).lower(*arguments))
+
+
+def test_rows_that_the_compiler_splits_over_devices_are_not_gathered():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    logits = jax.ShapeDtypeStruct((96, CLASSES), jnp.bfloat16, sharding=rows)
+    labels = jax.ShapeDtypeStruct((96,), jnp.int32, sharding=rows)
+    compiled = jax.jit(crossent_jax.cross_entropy).lower(logits, labels).compile().as_text()
+    assert "all-reduce" in compiled and "all-gather" not in compiled

@@ -12,7 +12,8 @@ rows to memory, all of them, before they add them up; a block of rows stays in t
 | bfloat16 (512, 50257) | 66 | 18 |
 | float32 (512, 32768) | 6.6 | 6.9 |
 
-Where a float32 gradient follows, the exponentials are written once anyway: they become the gradient in place.
+Not where a float32 gradient follows: the exponentials are written once anyway and become the gradient in place. Nor where
+there are several devices: the compiler may have split the rows over them, which types do not show, and would gather them.
 """
 
 from functools import partial
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 
 from .._block import Operands, Wanted, block_gradient, block_state
-from .._compat import explicit_sharding
 from .._core import State
 from .record import Backend, supports_everything
 
@@ -41,7 +41,11 @@ def _spills(wanted: Wanted, operands: Operands) -> bool:
     if wanted.axis != -1 or logits.shape[-1] <= LONGEST_ROW or 4 * logits.size <= BLOCK_BYTES:
         return False
     becomes_gradient = wanted.gradient_follows and logits.dtype.itemsize > 2
-    return not becomes_gradient and explicit_sharding(logits) is None
+    return not becomes_gradient and not _several_devices()
+
+
+def _several_devices() -> bool:
+    return jax.device_count() > 1
 
 
 def _state_by_blocks(wanted: Wanted, operands: Operands) -> State:
