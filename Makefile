@@ -29,7 +29,10 @@ test-all: $(VENV)/installed
 lint: $(VENV)/installed
 	$(RUN) tests/environments.py lint
 
-bench: $(VENV)/installed
+$(VENV)/peers: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[peers]' && touch $@
+
+bench: $(VENV)/peers
 	$(RUN) -m benchmarks.dense
 	$(RUN) -m benchmarks.overhead
 

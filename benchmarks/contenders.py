@@ -43,21 +43,24 @@ FORMULAS = {
 }
 
 
-def torch_mean_loss(logits, labels, gradient: bool):
-    """A zero-argument function that runs ``torch.nn.functional.cross_entropy`` on copies, or None without torch."""
+def torch_mean_losses(logits, labels, gradient: bool) -> dict:
+    """Zero-argument functions that run ``torch.nn.functional.cross_entropy`` on copies; empty without torch.
+
+    In half precision twice: as it is (a loss and a gradient rounded to 16 bits on the way) and on ``logits.float()``.
+    """
     try:
         import torch
     except ImportError:
-        return None
-    dtype = torch.bfloat16 if logits.dtype == jnp.bfloat16 else torch.float32
-    z = torch.from_numpy(jax.device_get(logits.astype(jnp.float32)).copy()).to(dtype).requires_grad_(gradient)
+        return {}
+    half = logits.dtype == jnp.bfloat16
+    z = torch.from_numpy(jax.device_get(logits.astype(jnp.float32)).copy()).to(torch.bfloat16 if half else torch.float32)
     y = torch.from_numpy(jax.device_get(labels).copy()).long()
+    z.requires_grad_(gradient)
 
-    def run():
-        if not gradient:
-            with torch.no_grad():
-                return torch.nn.functional.cross_entropy(z, y)
-        loss = torch.nn.functional.cross_entropy(z, y)
-        return torch.autograd.grad(loss, z)
+    def run(convert):
+        with torch.set_grad_enabled(gradient):
+            loss = torch.nn.functional.cross_entropy(convert(z), y)
+        return (loss.detach(), *(torch.autograd.grad(loss, z) if gradient else ()))
 
-    return run
+    runs = {"torch": lambda: run(lambda z: z)}
+    return runs | {"torch float32": lambda: run(torch.Tensor.float)} if half else runs

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .contenders import FORMULAS, ours, torch_mean_loss
+from .contenders import FORMULAS, ours, torch_mean_losses
 from .shapes import DENSE
-from .timing import geometric_mean, medians
+from .timing import geometric_mean, median_ratio, medians, rounds_of
 
 MODES = ("value", "value_and_grad")
 
@@ -46,15 +46,16 @@ def measure(n: int, v: int, dtype: str, mode: str, seconds: float) -> dict:
     arguments = inputs(n, v, dtype)
     programs = {name: compiled(f, mode, *arguments) for name, f in {"ours": ours, **FORMULAS}.items()}
     runs = {name: partial(program, *arguments) for name, program in programs.items()}
-    torch_run = torch_mean_loss(*arguments, gradient=mode == "value_and_grad")
-    times = medians(runs, seconds)
-    if torch_run:  # on its own: its threads go on spinning after a call, on the cores of the next function
-        times |= medians({"torch": torch_run}, seconds)
-    best = min(FORMULAS, key=lambda name: times[name])
+    torch_runs = torch_mean_losses(*arguments, gradient=mode == "value_and_grad")
+    rounds = rounds_of(runs, seconds)
+    times = {name: float(np.median(rounds[name])) for name in runs}
+    ratios = {name: median_ratio(rounds[name], rounds["ours"]) for name in FORMULAS}
+    times |= medians(torch_runs, seconds)  # on its own: its threads go on spinning after a call, on everybody's cores
+    best = min(ratios, key=ratios.__getitem__)
     exact = exact_loss(*arguments)
 
     def error(name):
-        return abs(float(jax.tree.leaves(runs[name]())[0]) - exact)
+        return abs(float(jax.tree.leaves((runs | torch_runs)[name]())[0]) - exact)
 
     return {
         "shape": [n, v],
@@ -62,22 +63,24 @@ def measure(n: int, v: int, dtype: str, mode: str, seconds: float) -> dict:
         "mode": mode,
         "milliseconds": times,
         "best": best,
-        "ratio_to_best": times[best] / times["ours"],
-        "ratio_to_torch": times["torch"] / times["ours"] if torch_run else None,
+        "ratio_to_best": ratios[best],
+        "ratios_to_torch": {name: times[name] / times["ours"] for name in torch_runs},
         "temporary_bytes": programs["ours"].memory_analysis().temp_size_in_bytes,
         "temporary_bytes_allowed": 64 * n + 4 * 2**20,
         "error": error("ours"),
         "error_of_best": error(best),
+        "errors_of_torch": {name: error(name) for name in torch_runs},
     }
 
 
 def show(row: dict) -> None:
     times = "  ".join(f"{name} {value:.2f}" for name, value in row["milliseconds"].items())
-    torch_ratio = f", torch {row['ratio_to_torch']:.2f}x" if row["ratio_to_torch"] else ""
+    torch_ratios = "".join(f", {ratio:.2f}x {name}" for name, ratio in row["ratios_to_torch"].items())
+    errors = {"ours": row["error"], row["best"]: row["error_of_best"]} | row["errors_of_torch"]
     print(
         f"{row['dtype']:>8} {row['mode']:<14} {row['shape'][0]:>6} x {row['shape'][1]:<6} "
-        f"{row['ratio_to_best']:.2f}x best ({row['best']}){torch_ratio}  | ms: {times}  | "
-        f"temp {row['temporary_bytes']:,} B  | error {row['error']:.1e} (best: {row['error_of_best']:.1e})",
+        f"{row['ratio_to_best']:.2f}x best ({row['best']}){torch_ratios}  | ms: {times}  | "
+        f"temp {row['temporary_bytes']:,} B  | error: {'  '.join(f'{name} {error:.1e}' for name, error in errors.items())}",
         flush=True,
     )
 
@@ -88,7 +91,7 @@ def summarize(rows: list[dict]) -> list[dict]:
     for dtype, mode in dict.fromkeys((row["dtype"], row["mode"]) for row in rows):
         group = [row for row in rows if (row["dtype"], row["mode"]) == (dtype, mode)]
         ratios = [row["ratio_to_best"] for row in group]
-        torch_ratios = [row["ratio_to_torch"] for row in group if row["ratio_to_torch"]]
+        against = group[0]["ratios_to_torch"]
         summaries.append(
             {
                 "dtype": dtype,
@@ -96,7 +99,9 @@ def summarize(rows: list[dict]) -> list[dict]:
                 "shapes": len(group),
                 "worst_ratio_to_best": min(ratios),
                 "geometric_mean_to_best": geometric_mean(ratios),
-                "geometric_mean_to_torch": geometric_mean(torch_ratios) if torch_ratios else None,
+                "geometric_means_to_torch": {
+                    name: geometric_mean(row["ratios_to_torch"][name] for row in group) for name in against
+                },
                 "memory_within_bound": all(row["temporary_bytes"] <= row["temporary_bytes_allowed"] for row in group),
             }
         )
