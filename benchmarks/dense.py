@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense", description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--mode", nargs="+", default=list(MODES), choices=MODES)
-    parser.add_argument("--seconds", type=float, default=2.0, help="time per function and shape (default 2)")
+    parser.add_argument("--seconds", type=float, default=2.6, help="time per function and shape (default 2.6)")
     parser.add_argument("--out", type=Path, help="write the rows and the summary as JSON")
     options = parser.parse_args()
     rows = []
