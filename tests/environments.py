@@ -86,7 +86,7 @@ def aot() -> None:
 
 def floor() -> None:
     """Without AVX-512: on some CPUs that have it, jaxlib 0.7.2 computes a wrong loss for a compiled training step of the
-    demo, with the naive formula too (seen: 2.76 nats where numpy and every other setting give 2.31)."""
+    demo, with the naive formula too (seen: 2.76 nats where jax 0.12, and 0.7.2 with AVX2, give 2.31)."""
     python = environment("floor", python_3_13(), *FLOOR)
     check_that_nothing_moves(python)
     install(python, *FLOOR, "--editable", ".[test]")
