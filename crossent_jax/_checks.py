@@ -131,7 +131,7 @@ def where(value, shape, logits_shape, name: str = "where") -> jax.Array | None:
     """A boolean array, True for the rows that count."""
     if value is None:
         return None
-    value = _boolean(name, value)
+    value = boolean(name, value)
     hint = "Nothing is broadcast."
     if value.shape == tuple(logits_shape) != tuple(shape):
         hint = "A mask over classes is class_mask."
@@ -142,7 +142,7 @@ def class_mask(value, z: jax.Array, axis: int) -> jax.Array | None:
     """A boolean array over the classes, ``(v,)`` or the logits' shape, True for the classes that take part."""
     if value is None:
         return None
-    value = _boolean("class_mask", value)
+    value = boolean("class_mask", value)
     if value.shape not in (z.shape, (z.shape[axis],)):
         raise ValueError(
             f"class_mask must have shape {(z.shape[axis],)} (one mask for all rows) or the logits' shape {z.shape}; "
@@ -151,7 +151,8 @@ def class_mask(value, z: jax.Array, axis: int) -> jax.Array | None:
     return value
 
 
-def _boolean(name: str, value) -> jax.Array:
+def boolean(name: str, value) -> jax.Array:
+    """An array of truth values."""
     value = array(name, value)
     if value.dtype != jnp.bool_:
         raise TypeError(f"{name} must be boolean; got {_described(value)}. Write {name} != 0, or row_weights for weights.")

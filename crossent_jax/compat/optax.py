@@ -35,7 +35,9 @@ Everything is in nats. Other losses of optax have no counterpart here.
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -166,7 +168,7 @@ def softmax_cross_entropy_with_integer_labels(
     """
     logits = checks.array("logits", logits)
     examples, classes = _masks(where, logits.shape, axis)
-    logits, classes = (_one_class_axis(x, axis) for x in (logits, classes))
+    logits, classes = jax.tree.map(lambda x: _one_class_axis(x, axis), (logits, classes))
     return cross_entropy(
         logits,
         labels,
@@ -225,7 +227,7 @@ def sigmoid_focal_loss(
     Sources: ``optax.losses.sigmoid_focal_loss``; Lin et al. 2017 (https://arxiv.org/abs/1708.02002), eq. 5.
     """
     logits, labels = _broadcast(logits, labels)
-    given = {"focal_gamma": gamma} | ({} if alpha is None else {"focal_alpha": alpha})
+    given: dict[str, Any] = {"focal_gamma": gamma} | ({} if alpha is None else {"focal_alpha": alpha})
     loss = partial(binary_cross_entropy, reduction="none")
     if all(np.ndim(option) == 0 for option in given.values()):
         return loss(logits, labels, **given)
@@ -346,7 +348,7 @@ def _soft(logits, labels, axis, where, **options) -> Array:
     examples, classes = _masks(where, logits.shape, axis)
     if classes is not None:
         labels = jnp.where(classes, labels, 0)  # optax's sum over the labels leaves masked classes out
-    logits, labels, classes = (_one_class_axis(x, axis) for x in (logits, labels, classes))
+    logits, labels, classes = jax.tree.map(lambda x: _one_class_axis(x, axis), (logits, labels, classes))
     return soft_cross_entropy(
         logits, labels, axis=_last_if_joined(axis), where=examples, class_mask=classes, reduction="none", **options
     )
@@ -381,8 +383,7 @@ def _masks(where, shape: tuple[int, ...], axis: Axes) -> tuple[Array | None, Arr
 
 
 def _boolean(where, shape: tuple[int, ...]) -> Array:
-    where = checks.array("where", where)
-    return checks.where(jnp.broadcast_to(where, shape), shape, shape)
+    return checks.boolean("where", jnp.broadcast_to(checks.array("where", where), shape))
 
 
 def _as_tuple(axis: Axes, ndim: int) -> tuple[int, ...]:
@@ -391,9 +392,9 @@ def _as_tuple(axis: Axes, ndim: int) -> tuple[int, ...]:
     return axis if isinstance(axis, tuple) else (axis,)
 
 
-def _one_class_axis(x: Array | None, axis: Axes) -> Array | None:
+def _one_class_axis(x: Array, axis: Axes) -> Array:
     """Several class axes joined into a last one, in the order given."""
-    if x is None or isinstance(axis, int):
+    if isinstance(axis, int):
         return x
     axes = _as_tuple(axis, x.ndim)
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))

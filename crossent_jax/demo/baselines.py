@@ -47,6 +47,7 @@ def neighbours(files: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def count_pairs(files: Sequence[np.ndarray], vocab_size: int) -> np.ndarray:
+    """Counts of the (previous, next) token pairs, shape (v, v)."""
     before, after = neighbours(files)
     counts = np.bincount(before.astype(np.int64) * vocab_size + after, minlength=vocab_size**2)
     return counts.reshape(vocab_size, vocab_size)

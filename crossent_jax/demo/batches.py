@@ -33,6 +33,7 @@ def in_order(examples: Examples, size: int) -> Iterator[Examples]:
 
 
 def fill(batch: Examples, size: int) -> Examples:
+    """The batch with padding rows up to `size`."""
     missing = size - len(batch.labels)
     inputs, labels = ([(0, missing)] + [(0, 0)] * (array.ndim - 1) for array in batch)
     return Examples(np.pad(batch.inputs, inputs), np.pad(batch.labels, labels, constant_values=PADDING))

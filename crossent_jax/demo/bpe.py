@@ -34,9 +34,11 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids: the bytes, the boundary mark and the merges."""
         return len(self.pieces)
 
     def encode(self, text: bytes) -> np.ndarray:
+        """The ids of a text, int32, without boundary marks."""
         ids = [symbol for word in WORD.findall(text) for symbol in self._encode_word(word)]
         return np.asarray(ids, dtype=np.int32)
 
@@ -45,6 +47,7 @@ class Tokenizer:
         return np.concatenate([[BOUNDARY], self.encode(text), [BOUNDARY]]).astype(np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The bytes that the ids stand for; a boundary mark stands for none."""
         return b"".join(self.pieces[symbol] for symbol in ids)
 
     def _encode_word(self, word: bytes) -> list[int]:

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def missing_packages() -> list[str]:
+    """What the demo needs and this Python lacks, by the names that pip knows."""
     return [name for name, module in DEMO_PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
@@ -41,6 +42,7 @@ def run_task(options: argparse.Namespace) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked and complete, with the deadline; the folder for the picture exists."""
     parser, start = make_parser(), time.perf_counter()
     options = parser.parse_args(arguments)
     options.steps = options.steps or STEPS[options.task]
@@ -54,6 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of every option, with its help and its range."""
     parser = argparse.ArgumentParser(
         prog="python -m crossent_jax.demo",
         description="Trains a small model with crossent_jax.cross_entropy and, beside it, with the naive formula. "

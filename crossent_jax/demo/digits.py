@@ -26,11 +26,14 @@ INVERSE_PENALTIES = (1.0, 3.0, 10.0, 30.0)
 
 
 class Baselines(NamedTuple):
+    """Held-out scores of what the network has to beat."""
+
     majority: Score
     logistic: Score
 
 
 def main(options: Options) -> int:
+    """Runs the task and returns the exit status."""
     train, validation = read_digits()
     print(f"read {len(train.labels)} digits to train on, {len(validation.labels)} held out")
     baselines = fit_baselines(train, validation)
@@ -46,10 +49,10 @@ def main(options: Options) -> int:
 def read_digits() -> tuple[Examples, Examples]:
     """Pixels in [0, 1]. The same quarter of every class is held out on every machine."""
     pixels, labels = load_digits(return_X_y=True)
-    parts = train_test_split(
-        (pixels / 16).astype(np.float32), labels.astype(np.int32), test_size=0.25, stratify=labels, random_state=0
-    )
-    return Examples(parts[0], parts[2]), Examples(parts[1], parts[3])
+    images = (pixels / 16).astype(np.float32)
+    parts = train_test_split(images, labels.astype(np.int32), test_size=0.25, stratify=labels, random_state=0)
+    train_images, validation_images, train_labels, validation_labels = map(np.asarray, parts)
+    return Examples(train_images, train_labels), Examples(validation_images, validation_labels)
 
 
 def init(seed: int) -> list[dict[str, np.ndarray]]:
@@ -83,17 +86,20 @@ def fit_baselines(train: Examples, validation: Examples) -> Baselines:
 
 
 def cross_validated_log_likelihood(inverse_penalty: float, train: Examples) -> float:
+    """Mean log-likelihood of logistic regression, in nats per image, over three folds of the training data."""
     classifier = LogisticRegression(C=inverse_penalty, max_iter=1000)
     return cross_val_score(classifier, *train, scoring="neg_log_loss", cv=3).mean()
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> Score:
+    """The score of predicted class probabilities, shape (n, 10)."""
     nll = float(log_loss(labels, probabilities, labels=range(CLASSES)))
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     return Score(nll * len(labels), nll, accuracy)
 
 
 def print_scores(outcome: Outcome, baselines: Baselines, count: int) -> None:
+    """A table of the held-out scores, the baselines' among them."""
     trained = zip([trainee.name for trainee in outcome.trainees], outcome.scores, strict=True)
     named = [*trained, ("logistic regression", baselines.logistic), ("majority class", baselines.majority)]
     rows = [(name, (score.nll, score.accuracy)) for name, score in named]

@@ -1,7 +1,8 @@
 """Held-out scores: the plain negative log-likelihood, without smoothing and z-loss, whatever the model was trained on."""
 
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ def score_batch(apply: Callable, parameters, batch: Examples) -> tuple[LossSum, 
 
 
 def score(apply: Callable, parameters, examples: Examples, batch_size: int) -> Score:
+    """The score over all examples; the same, up to rounding, for every batch size."""
     parts = [score_batch(apply, parameters, batch) for batch in in_order(examples, batch_size)]
-    loss, correct = (sum(column) for column in zip(*parts, strict=True))
+    loss, correct = (reduce(operator.add, column) for column in zip(*parts, strict=True))
     return Score(float(loss.total), float(loss.mean()), float(correct.mean()))

@@ -18,6 +18,7 @@ PEAK_LEARNING_RATE = 4e-3
 
 
 def main(options: Options) -> int:
+    """Runs the task and returns the exit status."""
     corpus = read_corpus()
     print(corpus.describe())
     tokenizer, train_files, validation_files = tokenize(corpus, options.vocab)
@@ -40,6 +41,7 @@ def main(options: Options) -> int:
 
 
 def tokenize(corpus: Corpus, vocab_size: int):
+    """A tokenizer learned from the training files, and the ids of each training and each validation file."""
     start = time.perf_counter()
     tokenizer = train_bpe(corpus.train, vocab_size)
     train, validation = ([tokenizer.encode_file(text) for text in texts] for texts in (corpus.train, corpus.validation))
@@ -50,12 +52,14 @@ def tokenize(corpus: Corpus, vocab_size: int):
 
 
 def describe_padding(task: Task) -> None:
+    """Prints the model's size and the share of training positions that are padding."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(task.parameters))
     padding = float((task.train.labels < 0).mean())
     print(f"transformer of {parameters:,} parameters; {padding:.1%} of the training positions are padding")
 
 
 def print_scores(outcome: Outcome, bigram_nll: float, token_count: int, corpus: Corpus) -> None:
+    """A table of the held-out scores, the baselines' among them."""
     byte_count = sum(map(len, corpus.validation))
     nlls = [(trainee.name, score.nll) for trainee, score in zip(outcome.trainees, outcome.scores, strict=True)]
     rows: list[tuple[str, tuple[float | None, ...]]] = [

@@ -12,6 +12,7 @@ Z_LOSS = 1e-4
 
 
 def exact_loss(logits: Float[Array, "*rows v"], labels: Int[Array, "*rows"]) -> Float[Array, ""]:
+    """The formula of `naive_loss`, computed by crossent_jax."""
     return cross_entropy(logits, labels, ignore_index=PADDING, label_smoothing=LABEL_SMOOTHING, z_loss=Z_LOSS)
 
 

@@ -31,6 +31,7 @@ def init(seed: int, vocab_size: int) -> Parameters:
 
 
 def init_layer(generator: np.random.Generator) -> Parameters:
+    """The parameters of one block."""
     residual = 0.5 * LAYERS**-0.5
     return {
         "qkv": normal(generator, WIDTH**-0.5, WIDTH, 3 * WIDTH),
@@ -44,10 +45,12 @@ def init_layer(generator: np.random.Generator) -> Parameters:
 
 
 def feature_vector(value: float) -> Float[np.ndarray, "1 1 width"]:
+    """One value for every feature, broadcast over batch and positions."""
     return np.full((1, 1, WIDTH), value, np.float32)
 
 
 def normal(generator: np.random.Generator, deviation: float, *shape: int) -> Float[np.ndarray, "rows columns"]:
+    """float32 draws of mean 0 and the given standard deviation."""
     return deviation * generator.standard_normal(shape, np.float32)
 
 
@@ -61,6 +64,7 @@ def apply(parameters: Parameters, tokens: Int[Array, "batch seq"]) -> Float[Arra
 
 
 def rms_norm(x: Float[Array, "batch seq width"], scale: Float[Array, "1 1 width"]) -> Float[Array, "batch seq width"]:
+    """x over its root mean square, times a scale for each feature."""
     return scale * x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
@@ -71,6 +75,7 @@ def shift(x: Float[Array, "batch seq width"], share: Float[Array, "1 1 width"]) 
 
 
 def attention(layer: Parameters, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
+    """Multi-head attention of each position to itself and those before it."""
     seq_len = x.shape[1]
     heads = (x @ layer["qkv"]).reshape(*x.shape[:2], HEADS, 3 * HEAD_WIDTH)
     query, key, value = jnp.split(heads, 3, axis=-1)
@@ -90,4 +95,5 @@ def rotate(x: Float[Array, "batch seq heads d"]) -> Float[Array, "batch seq head
 
 
 def mlp(layer: Parameters, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
+    """relu(x · up)² · down"""
     return jnp.square(jax.nn.relu(x @ layer["up"])) @ layer["down"]

@@ -19,6 +19,7 @@ STYLES = {"crossent_jax": ("tab:blue", "-", 2.5), "naive": ("tab:orange", "--", 
 
 
 def save_picture(path: Path, title: str, trainees: Sequence[Trainee], unit: str) -> Path:
+    """Saves the picture and returns its path; the losses are in nats per `unit`."""
     lower_left = "difference" if len(trainees) == 2 else "curves"
     figure, axes = plt.subplot_mosaic(
         [["curves", "time"], [lower_left, "memory"]],
@@ -48,6 +49,7 @@ def running_mean(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_curves(axes: Axes, trainees: Sequence[Trainee], unit: str) -> None:
+    """The smoothed training losses."""
     for trainee in trainees:
         colour, line, width = STYLES[trainee.name]
         axes.plot(*running_mean(trainee.losses), line, color=colour, linewidth=width, label=trainee.name)
@@ -62,16 +64,19 @@ def draw_curves(axes: Axes, trainees: Sequence[Trainee], unit: str) -> None:
 
 
 def draw_difference(axes: Axes, trainees: Sequence[Trainee], unit: str) -> None:
+    """How far apart the losses of the two models are at each step."""
     axes.set(xlabel="step", ylabel=f"nats per {unit}")
     axes.set_title("|crossent_jax − naive|, same batches, each step", fontsize="medium")
     axes.grid(alpha=0.3)
-    difference = np.abs(np.subtract(*(trainee.losses for trainee in trainees)))
+    ours, naive = (np.array(trainee.losses) for trainee in trainees)
+    difference = np.abs(ours - naive)
     axes.plot(np.arange(1, len(difference) + 1), difference, ".", markersize=2, color="0.3")
     axes.set_yscale("symlog", linthresh=SMALLEST_SHOWN)
     axes.set_ylim(-0.3 * SMALLEST_SHOWN, 3 * max(SMALLEST_SHOWN, difference.max()))
 
 
 def draw_bars(axes: Axes, trainees: Sequence[Trainee], values: Sequence[float], title: str) -> None:
+    """One labelled bar for each model."""
     names = [trainee.name for trainee in trainees]
     bars = axes.bar(names, values, width=0.6, color=[STYLES[name][0] for name in names])
     axes.bar_label(bars, fmt="%.3g", padding=2)

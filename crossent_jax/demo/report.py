@@ -11,6 +11,7 @@ BEATEN, NOT_BEATEN, INTERRUPTED = 0, 1, 130
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> None:
+    """A title, a line of column names, and one named line of figures for each row."""
     width = max(len(name) for name, _ in rows)
     print(f"\n{title}")
     print(f"  {'':{width}}" + "".join(f"  {column:>12}" for column in columns))
@@ -19,14 +20,17 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Se
 
 
 def cell(value: float | None) -> str:
+    """Four significant digits from 100 on, four decimals below it; a dash for None."""
     return "-" if value is None else f"{value:.4g}" if value >= 100 else f"{value:.4f}"
 
 
 def median_milliseconds(trainee: Trainee) -> float:
+    """Median wall time of a training step."""
     return 1000 * statistics.median(trainee.step_seconds)
 
 
 def mebibytes(trainee: Trainee) -> float:
+    """Temporary memory of the compiled training step."""
     return trainee.temp_bytes / 2**20
 
 

@@ -30,6 +30,7 @@ class Corpus(NamedTuple):
     validation: list[bytes]
 
     def describe(self) -> str:
+        """One line: how much was read, and how it is split."""
         train, validation = (sum(map(len, texts)) for texts in (self.train, self.validation))
         return (
             f"read {(train + validation) / 1e6:.2f} MB of Python's standard library: "
@@ -45,6 +46,7 @@ def fraction(name: str, salt: str) -> float:
 
 
 def is_held_out(name: str) -> bool:
+    """Whether a file is for validation; its path alone decides."""
     return fraction(name, "held out") < VALIDATION_SHARE
 
 
@@ -55,6 +57,7 @@ def library_files(root: Path) -> list[str]:
 
 
 def is_wanted(path: Path, root: Path) -> bool:
+    """Whether a file belongs to the corpus: written by people, part of the library, neither empty nor too large."""
     inside = path.relative_to(root)
     machine_made = path.name.startswith("_sysconfigdata")
     return not (SKIPPED_FOLDERS & set(inside.parts) or machine_made) and 0 < path.stat().st_size <= LARGEST_FILE

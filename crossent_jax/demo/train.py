@@ -34,9 +34,11 @@ class Trainee:
 
     @property
     def parameters(self):
+        """As they are after the latest step."""
         return self.state[0]
 
     def advance(self, batch: Examples, learning_rate: np.float32) -> None:
+        """Trains for one step and notes its loss and wall time."""
         start = time.perf_counter()
         self.state, loss = self.step(self.state, batch, learning_rate)
         self.losses.append(float(loss))
@@ -56,7 +58,9 @@ def make_trainee(name: str, loss: Callable, apply: Callable, parameters, batch: 
 
     state = jax.jit(lambda p: (jax.tree.map(jnp.copy, p), optimizer.init(p)))(parameters)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch, np.float32(0)).compile()
-    return Trainee(name, compiled, state, compiled.memory_analysis().temp_size_in_bytes)
+    memory = compiled.memory_analysis()
+    assert memory is not None, "this backend does not report the memory of a compiled program"
+    return Trainee(name, compiled, state, memory.temp_size_in_bytes)
 
 
 def learning_rate_share(step: int, progress: float) -> float:
