@@ -8,5 +8,10 @@ from ._cross_entropy import row_stats as row_stats
 from ._cross_entropy import soft_cross_entropy as soft_cross_entropy
 from ._cross_entropy import token_log_probs as token_log_probs
 from ._dispatch import explain as explain
+from ._linear import linear_cross_entropy as linear_cross_entropy
+from ._linear import linear_loss as linear_loss
+from ._linear import linear_row_stats as linear_row_stats
+from ._linear import linear_soft_cross_entropy as linear_soft_cross_entropy
+from ._linear import linear_token_log_probs as linear_token_log_probs
 from ._reduce import LossSum as LossSum
 from ._versions import show_versions as show_versions

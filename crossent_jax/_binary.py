@@ -17,7 +17,7 @@ from . import guards
 from ._block import statistics_dtype
 from ._core import Maybe
 from ._losses import times
-from ._reduce import keep, reduce_rows
+from ._reduce import counted_weights, keep, reduce_rows, weighted_losses
 
 
 class _Options(NamedTuple):
@@ -97,8 +97,9 @@ def _reduced(reduction: str, z, y, valid, weights, options: _Options):
     dtype = statistics_dtype(z.dtype)
     z, y = keep(valid, (z, y))
     options = jax.tree.map(lambda option: jnp.asarray(option, dtype), options)
-    loss = keep(valid, _elementwise(z.astype(dtype), y.astype(dtype), options))
-    return reduce_rows(loss, valid, None if weights is None else weights.astype(dtype), None, reduction)
+    weights = None if weights is None else weights.astype(dtype)
+    loss = weighted_losses(_elementwise(z.astype(dtype), y.astype(dtype), options), valid, weights)
+    return reduce_rows(loss, counted_weights(valid, weights, None, loss), reduction)
 
 
 def _elementwise(z: Float[Array, "..."], y: Float[Array, "..."], options: _Options) -> Float[Array, "..."]:

@@ -95,7 +95,7 @@ def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
     return Operands(
         logits=_through_map(wanted, operands, dropped, du).astype(operands.logits.dtype),
         target=_gradient_of_target(wanted, operands, classes, dropped, g) if is_soft(operands.target) else None,
-        prior=None if operands.prior is None else _gradient_of_prior(wanted, operands, classes, dropped, g),
+        prior=None if g.prior_dot is None else _gradient_of_prior(wanted, operands, classes, dropped, g),
         temperature=_gradient_of_temperature(operands, classes, dropped, du),
     )
 

@@ -6,8 +6,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from . import _checks as checks
+from ._arguments import check_options, check_rows
 from ._core import RowStats
-from ._rows import check_options, check_rows, loss_of_rows, nll_of_rows, stats_of_rows
+from ._rows import log_probs_of_rows, loss_of_rows, stats_of_rows
 
 
 def cross_entropy(
@@ -214,7 +215,7 @@ def token_log_probs(
         axis_name=axis_name,
         implementation=implementation,
     )
-    return -nll_of_rows(spec, rows)
+    return log_probs_of_rows(spec, rows)
 
 
 def row_stats(

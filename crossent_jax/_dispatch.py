@@ -4,6 +4,7 @@ The choice depends on the problem alone. What depends on the platform compiled f
 ``jax.lax.platform_dependent`` inside a backend, so it follows the lowering and not the process.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,24 +15,29 @@ from .backends.record import Backend, Problem
 
 
 class Decision(NamedTuple):
-    """The outcome of one choice: the problem, the backend, and what there is to say of each backend."""
+    """The outcome of one choice: the problem, the backend, what there is to say of each backend, and the scheme of a fused
+    linear loss (None where the logits are given)."""
 
     problem: Problem
     backend: str
     reasons: tuple[tuple[str, str], ...]
+    scheme: str | None = None
 
     def __str__(self) -> str:
-        function, shape, dtype, axis_name = self.problem
+        function, arrays, axis_name = self.problem
         mesh = f", classes sharded over mesh axis {axis_name!r}" if axis_name else ""
-        head = f"{function} on {dtype}{list(shape)} logits{mesh}: {self.backend}"
-        return "\n".join([head] + [f"  {name}: {reason}" for name, reason in self.reasons])
+        lines = [f"{function} on {arrays}{mesh}: {self.backend}"]
+        lines += [f"  scheme: {self.scheme}"] if self.scheme else []
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.reasons])
 
 
 _recorders: list[list[Decision]] = []
 
 
-def select(problem: Problem, implementation: str | None) -> Backend:
-    """The backend named, or the first of the table that supports the problem."""
+def select(
+    problem: Problem, implementation: str | None, scheme: Callable[[Backend], str | None] = lambda backend: None
+) -> Backend:
+    """The backend named, or the first of the table that supports the problem. ``scheme`` says how it will run."""
     if implementation is not None and implementation not in BACKENDS:
         names = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"implementation must be None (automatic) or one of {names}; got {implementation!r}.")
@@ -40,7 +46,8 @@ def select(problem: Problem, implementation: str | None) -> Backend:
         raise ValueError(f"implementation={implementation!r} cannot run this problem: {refusals[implementation]}")
     chosen = implementation or next(name for name, refusal in refusals.items() if refusal is None)
     for decisions in _recorders:
-        decisions.append(_decision(problem, chosen, implementation, refusals))
+        decision = _decision(problem, chosen, implementation, refusals)
+        decisions.append(decision._replace(scheme=scheme(BACKENDS[chosen])))
     return BACKENDS[chosen]
 
 

@@ -4,7 +4,8 @@
     f'(z) = sech(z / softcap)^2 / temperature
 
 Both are monotone in z (temperature > 0), so the row maximum of u is f of the row maximum of z.
-Soft cap: Gemma 2 (https://arxiv.org/abs/2408.00118, section 2). Temperature: Hinton et al. 2015 (https://arxiv.org/abs/1503.02531).
+Soft cap: Gemma 2 (https://arxiv.org/abs/2408.00118, section 2). Temperature: Hinton et al. 2015
+(https://arxiv.org/abs/1503.02531).
 """
 
 import jax

@@ -77,22 +77,32 @@ def keep(valid: Maybe, tree: Any) -> Any:
     return jax.tree.map(lambda field: jnp.where(valid, field, 0), tree)
 
 
-def reduce_rows(
-    loss: Float[Array, "..."],
+def weighted_losses(
+    loss: Float[Array, "..."], valid: Bool[Array, "..."] | None, row_weights: Float[Array, "..."] | None
+) -> Float[Array, "..."]:
+    """The losses times their row weights; 0 for ignored rows. Class weights are already inside ``loss``."""
+    if row_weights is not None:
+        loss = times(keep(valid, row_weights), loss)
+    return keep(valid, loss)
+
+
+def counted_weights(
     valid: Bool[Array, "..."] | None,
     row_weights: Float[Array, "..."] | None,
     class_weight: Float[Array, "..."] | None,
-    reduction: str,
-):
-    """Apply row weights and one of ``REDUCTIONS``. ``loss`` already holds the class weights, and 0 for ignored rows."""
-    weight = jnp.ones_like(loss) if class_weight is None else class_weight
-    if row_weights is not None:
-        kept = keep(valid, row_weights)
-        loss, weight = times(kept, loss), kept * weight
-    loss, weight = keep(valid, (loss, weight))
+    like: Array,
+) -> Float[Array, "..."]:
+    """What each row adds to the denominator of the mean; 0 for ignored rows. ``like`` has the rows' shape and dtype."""
+    weight = jnp.ones_like(like) if class_weight is None else class_weight
+    return keep(valid, weight if row_weights is None else keep(valid, row_weights) * weight)
+
+
+def reduce_rows(losses: Float[Array, "..."], weights: Float[Array, "..."], reduction: str):
+    """One of ``REDUCTIONS`` of weighted losses, or of their sum where that is all there is."""
     if reduction == "none":
-        return loss
+        return losses
+    total = jnp.sum(losses)
     if reduction == "sum":
-        return jnp.sum(loss)
-    total = LossSum(jnp.sum(loss), jnp.sum(weight))
+        return total
+    total = LossSum(total, jnp.sum(weights))
     return total if reduction == "loss_sum" else total.mean()

@@ -1,10 +1,11 @@
-"""From checked arguments to the statistics and losses of rows: what the public functions of logits share.
+"""From checked arguments to the statistics and losses of rows: what the public functions share, whether the logits are given
+or are a projection that is never whole.
 
 One jitted program per (Spec, shapes, set of options that are on); the values of scalar options are traced.
 """
 
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -12,134 +13,118 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from . import _checks as checks
-from . import guards
-from ._block import Operands, Wanted, along_axis, is_soft, statistics_dtype
+from ._block import Operands, Wanted, along_axis, is_soft
 from ._compat import lookup
-from ._core import Maybe, RowStats
-from ._dispatch import select
+from ._core import Maybe, RowStats, State, finalize
 from ._labels import class_index
-from ._losses import OPTION_RANGES, LossOptions, row_loss
-from ._reduce import keep, reduce_rows, valid_rows
+from ._linear_rows import projection_state, projection_sum
+from ._losses import LossOptions, row_loss
+from ._reduce import counted_weights, keep, reduce_rows, valid_rows, weighted_losses
+from ._row_loss import UserLoss
 from ._sharding import local_labels, sum_over, total_classes
-from ._vjp import row_statistics
+from ._spec import Rows, Spec
+from ._vjp import row_state
 from .backends import BACKENDS
-from .backends.record import Problem
 
 
-class Spec(NamedTuple):
-    """The static half of a call: hashable, so that equal calls share one compilation."""
+class Prepared(NamedTuple):
+    """What the state of rows is made from (``operands``; no logits where they are a projection), and what their losses need
+    besides: valid rows, class weight of each row, rows that can reach the result (None each: all, 1, all), and the prior's
+    total."""
 
-    backend: str
-    axis: int
-    softcap: float | None
-    ignore_index: int | None
-    axis_name: str | None
-
-
-class Rows(NamedTuple):
-    """The arrays of a call. ``target``: labels as given, or probabilities; None elsewhere: not given."""
-
-    logits: Array
-    target: Array
-    where: Maybe
-    row_weights: Maybe
-    class_weights: Maybe
-    class_mask: Maybe
-    temperature: Maybe
-
-
-def check_rows(
-    function: str,
-    logits,
-    *,
-    labels=None,
-    targets=None,
-    axis=-1,
-    where=None,
-    row_weights=None,
-    class_weights=None,
-    class_mask=None,
-    ignore_index=None,
-    softcap=None,
-    temperature: Any = 1.0,
-    axis_name=None,
-    implementation=None,
-) -> tuple[Spec, Rows]:
-    """Guard every array of a call, choose the backend, and run the value guards if they are on."""
-    z, axis = checks.logits(logits, axis)
-    shape = checks.batch_shape(z, axis)
-    axis_name = checks.axis_name(axis_name)
-    rows = Rows(
-        logits=z,
-        target=checks.labels(labels, z, axis) if targets is None else checks.targets(targets, z),
-        where=checks.where(where, shape, z.shape),
-        row_weights=checks.row_weights(row_weights, shape),
-        class_weights=checks.class_weights(class_weights, z.shape[axis]),
-        class_mask=checks.class_mask(class_mask, z, axis),
-        temperature=checks.scalar("temperature", temperature, low=0.0, above=True, off=1.0),
-    )
-    problem = Problem(function, z.shape, str(z.dtype), axis_name)
-    backend = select(problem, implementation)
-    spec = Spec(backend.name, axis, checks.softcap(softcap), checks.ignore_index(ignore_index), axis_name)
-    if guards.enabled():
-        _check_values(spec, rows)
-    return spec, rows
-
-
-def check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight) -> LossOptions:
-    """Guard the scalar options of a loss."""
-    given = LossOptions(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
-    checked = {
-        name: checks.scalar(name, value, low=OPTION_RANGES[name][0], high=OPTION_RANGES[name][1])
-        for name, value in given._asdict().items()
-    }
-    options = LossOptions(**checked)
-    if guards.enabled():
-        guards.require_options(options)
-    return options
+    operands: Operands
+    valid: Maybe
+    weight: Maybe
+    live: Maybe
+    prior_total: Maybe
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
     """Statistics, the loss of each row, and the reduction."""
+    soft = is_soft(rows.target)
+    parts = _prepare(spec, rows, prior=options.label_smoothing is not None)
     wanted = Wanted(
         spec.axis,
         spec.softcap,
         entropy=options.entropy_weight is not None,
-        target_exp=options.poly_epsilon is not None and is_soft(rows.target),
+        target_exp=options.poly_epsilon is not None and soft,
         rows_may_drop=_rows_may_drop(spec, reduction, rows),
     )
-    stats, valid, weight = _statistics(spec, wanted, rows, prior=options.label_smoothing is not None)
-    known = None if is_soft(rows.target) else stats.target_mass > 0
-    stats = keep(_counting_rows(stats, rows.row_weights, weight if options.label_smoothing is None else None), stats)
-    loss = row_loss(stats, options, weight)
-    if known is not None:
-        loss = jnp.where(known, loss, jnp.nan)  # a label of no class: NaN, and none of the row's terms trains
-    row_weights = rows.row_weights
-    if row_weights is not None:
-        row_weights = row_weights.astype(loss.dtype)
-    return reduce_rows(loss, valid, row_weights, None if is_soft(rows.target) else weight, reduction)
+    row_weights = None if rows.row_weights is None else rows.row_weights.astype(rows.dtype)
+    of_rows, shared = (parts.valid, parts.weight, row_weights), (parts.prior_total, options)
+    class_weight = None if soft else parts.weight
+    return _reduced(spec, reduction, wanted, rows, parts, StateLoss(soft), of_rows, shared, row_weights, class_weight)
+
+
+def _reduced(spec, reduction, wanted, rows, parts, losses_of, of_rows, shared, row_weights, class_weight):
+    """The losses ``losses_of(state, of_rows, shared)`` of all rows, reduced."""
+    if spec.linear is not None and reduction != "none":
+        losses = projection_sum(spec, wanted, rows.logits, parts.operands, parts.live, losses_of, of_rows, shared)
+    else:
+        losses = losses_of(_state(spec, wanted, rows, parts), of_rows, shared)
+    like = jnp.ones(_batch_shape(spec, rows), rows.dtype)
+    return _of_tokens(spec, reduce_rows(losses, counted_weights(parts.valid, row_weights, class_weight, like), reduction))
+
+
+class StateLoss(NamedTuple):
+    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, class weights, row weights), ``shared`` the
+    prior's total and the options."""
+
+    soft: bool
+
+    def __call__(self, state: State, of_rows, shared) -> Array:
+        (valid, weight, row_weights), (prior_total, options) = of_rows, shared
+        stats = keep(valid, finalize(state, prior_total=prior_total, soft=self.soft))
+        known = None if self.soft else stats.target_mass > 0
+        stats = keep(_counting_rows(stats, row_weights, weight if options.label_smoothing is None else None), stats)
+        loss = row_loss(stats, options, weight)
+        if known is not None:
+            loss = jnp.where(known, loss, jnp.nan)  # a label of no class: NaN, and none of the row's terms trains
+        return weighted_losses(loss, valid, row_weights)
 
 
 @partial(jax.jit, static_argnums=(0,))
 def stats_of_rows(spec: Spec, rows: Rows) -> RowStats:
     """Every statistic of each row; 0 (argmax: -1) for the ignored ones."""
-    wanted = Wanted(spec.axis, spec.softcap, entropy=True, argmax=True)
-    stats, valid, _ = _statistics(spec, wanted, rows, prior=True)
+    stats, valid = _statistics(spec, Wanted(spec.axis, spec.softcap, entropy=True, argmax=True), rows, prior=True)
     argmax = stats.argmax if valid is None else jnp.where(valid, stats.argmax, -1)
-    return stats._replace(argmax=argmax)
+    return _of_tokens(spec, stats._replace(argmax=argmax))
 
 
 @partial(jax.jit, static_argnums=(0,))
-def nll_of_rows(spec: Spec, rows: Rows) -> Array:
-    """Negative log-likelihood of each row's label; 0 for the ignored rows."""
-    return _statistics(spec, Wanted(spec.axis, spec.softcap), rows, prior=False)[0].nll
+def log_probs_of_rows(spec: Spec, rows: Rows) -> Array:
+    """Log-probability of each row's label; 0 for the ignored rows."""
+    stats, _ = _statistics(spec, Wanted(spec.axis, spec.softcap), rows, prior=False)
+    return _of_tokens(spec, 0 - stats.nll)  # not the negative, which is -0
 
 
-def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool):
-    """``(statistics with the ignored rows zeroed, valid rows or None, class weight of each row or None)``."""
-    dtype = statistics_dtype(rows.logits.dtype)
-    classes = rows.logits.shape[spec.axis]
+def _of_tokens(spec: Spec, tree):
+    """What belongs to hidden states, moved to the labels they predict, ``shift`` places later."""
+    shift = 0 if spec.linear is None else spec.linear.shift
+    return jax.tree.map(lambda x: jnp.roll(x, shift, -1) if x.ndim else x, tree) if shift else tree
+
+
+def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool) -> tuple[RowStats, Maybe]:
+    """``(statistics with the ignored rows zeroed, valid rows or None)``."""
+    parts = _prepare(spec, rows, prior)
+    stats = finalize(_state(spec, wanted, rows, parts), prior_total=parts.prior_total, soft=is_soft(rows.target))
+    return keep(parts.valid, stats), parts.valid
+
+
+def _state(spec: Spec, wanted: Wanted, rows: Rows, parts: Prepared) -> State:
+    if spec.linear is not None:
+        state = projection_state(spec, wanted, rows.logits, parts.operands, parts.live)
+    else:
+        state = row_state(BACKENDS[spec.backend], wanted, parts.operands, parts.live, spec.axis_name)
+    chex.assert_shape([field for field in state if field is not None], _batch_shape(spec, rows))
+    chex.assert_type([state.maximum, state.exp_sum, state.target_dot], rows.dtype)
+    return state
+
+
+def _prepare(spec: Spec, rows: Rows, prior: bool) -> Prepared:
+    dtype, linear = rows.dtype, spec.linear is not None
+    classes = _local_classes(spec, rows)
     everywhere = total_classes(classes, spec.axis_name)
     if is_soft(rows.target):
         valid = rows.where
@@ -150,13 +135,20 @@ def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool):
         weight = _weight_of_label(spec, rows.class_weights, target, dtype)
     prior_weights, prior_total = _prior(spec, rows.class_weights, classes, everywhere, dtype) if prior else (None, None)
     temperature = None if rows.temperature is None else jnp.asarray(rows.temperature, dtype)
-    operands = Operands(rows.logits, target, prior_weights, rows.class_mask, temperature)
-    live = _live_rows(valid, rows.row_weights, None if prior else weight)
-    stats = row_statistics(BACKENDS[spec.backend], wanted, operands, live, prior_total, spec.axis_name)
-    shape = checks.batch_shape(rows.logits, spec.axis)
-    chex.assert_shape([field for field in stats if field is not None], shape)
-    chex.assert_type([stats.lse, stats.nll], dtype)
-    return keep(valid, stats), valid, weight
+    operands = Operands(None if linear else rows.logits, target, prior_weights, rows.class_mask, temperature)
+    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else weight), prior_total)
+
+
+def _local_classes(spec: Spec, rows: Rows) -> int:
+    if spec.linear is not None:
+        return rows.logits.head.shape[spec.linear.vocab_axis]
+    return rows.logits.shape[spec.axis]
+
+
+def _batch_shape(spec: Spec, rows: Rows) -> tuple[int, ...]:
+    if spec.linear is not None:
+        return rows.logits.hidden.shape[:-1]
+    return checks.batch_shape(rows.logits, spec.axis)
 
 
 def _weighted_targets(spec: Spec, rows: Rows, dtype):
@@ -189,7 +181,7 @@ def _rows_may_drop(spec: Spec, reduction: str, rows: Rows) -> bool:
     """Whether some row's cotangents may be zero while others' are not: it may be ignored here, weighted 0, or masked by the
     caller, who sees rows under "none" and under ``jax.vmap`` of one-row calls."""
     ignoring = (rows.where, spec.ignore_index, rows.row_weights, rows.class_weights)
-    return any(option is not None for option in ignoring) or reduction == "none" or rows.logits.ndim == 1
+    return any(option is not None for option in ignoring) or reduction == "none" or not _batch_shape(spec, rows)
 
 
 def _counting_rows(stats: RowStats, *weights: Maybe) -> Maybe:
@@ -212,24 +204,11 @@ def _keep_classes(spec: Spec, valid: Maybe, array):
     return array if valid is None else jnp.where(jnp.expand_dims(valid, spec.axis), array, 0)
 
 
-def _check_values(spec: Spec, rows: Rows) -> None:
-    z, axis = rows.logits, spec.axis
-    everywhere = total_classes(z.shape[axis], spec.axis_name)
-    if is_soft(rows.target):
-        valid = rows.where
-        guards.require_distribution("targets", rows.target, axis, valid, spec.axis_name)
-    else:
-        valid = valid_rows(rows.target, rows.where, spec.ignore_index)
-        known = class_index(rows.target, everywhere) >= 0
-        guards.require("labels", rows.target, known if valid is None else known | ~valid, f"a class id in [0, {everywhere})")
-    finite = jnp.isfinite(z) | (z == -jnp.inf)
-    if valid is not None:
-        finite = finite | ~jnp.expand_dims(valid, axis)
-    guards.require("logits", z, finite, "finite numbers, or -inf for a masked class")
-    for name, weights in (("row_weights", rows.row_weights), ("class_weights", rows.class_weights)):
-        if weights is not None:
-            guards.require(name, weights, jnp.isfinite(weights), "finite numbers")
-    if rows.class_weights is not None:
-        guards.require("class_weights", rows.class_weights, rows.class_weights >= 0, "numbers that are not negative")
-    if isinstance(rows.temperature, jax.Array):
-        guards.require("temperature", rows.temperature, rows.temperature > 0, "a number above 0")
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def user_loss_of_rows(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str], rows: Rows, row_args, constants):
+    """A user's loss of each row, and the reduction."""
+    parts = _prepare(spec, rows, prior="ce_prior" in reads)
+    wanted = Wanted(spec.axis, spec.softcap, entropy="entropy" in reads, argmax="argmax" in reads)
+    row_weights = None if rows.row_weights is None else rows.row_weights.astype(rows.dtype)
+    of_rows, shared = (parts.valid, row_weights, row_args), (parts.prior_total, constants)
+    return _reduced(spec, reduction, wanted, rows, parts, loss, of_rows, shared, row_weights, None)

@@ -4,10 +4,11 @@ Each shard holds ``v_local`` consecutive classes. The merge is a ``pmax`` of the
 fields, O(n) numbers whatever the vocabulary. Both stand outside the custom_vjp, so JAX itself transposes them.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from ._block import Operands
 from ._compat import to_varying, varying_axes
 from ._core import NO_CLASS, State, rebase
 from ._labels import local_index
@@ -30,7 +31,7 @@ def sum_over(x, axis_name: str | None):
     return x if axis_name is None or x is None else jax.lax.psum(x, axis_name)
 
 
-def jointly_varying(operands: Operands) -> Operands:
+def jointly_varying(operands: Any) -> Any:
     """Cast every operand to the mesh axes over which any of them varies.
 
     Done outside the custom_vjp, so that JAX inserts the sums over shards for operands that were replicated.

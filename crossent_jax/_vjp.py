@@ -1,4 +1,4 @@
-"""Row statistics of logits through a backend: the only custom_vjp of the dense losses.
+"""The state of rows of logits through a backend: the only custom_vjp of the losses of logits.
 
 Only the state is opaque to JAX. ``finalize``, the merge over shards and the loss are plain jax.numpy, so their derivatives,
 and those of any loss a user writes, are JAX's own.
@@ -12,32 +12,24 @@ import jax.numpy as jnp
 
 from ._block import Operands, Wanted, is_soft
 from ._compat import typed_like
-from ._core import RowStats, State, finalize
+from ._core import State
 from ._sharding import jointly_varying, merge_shards
 from .backends.record import Backend
 
 
-def row_statistics(
-    backend: Backend, wanted: Wanted, operands: Operands, live, prior_total, axis_name: str | None
-) -> RowStats:
-    """Statistics of whole rows, joined over the shards of ``axis_name``. ``live``: rows that can count, None for all."""
+def row_state(backend: Backend, wanted: Wanted, operands: Operands, live, axis_name: str | None) -> State:
+    """The state of whole rows, joined over the shards of ``axis_name``. ``live``: rows that can count, None for all."""
     if backend.dense_gradient is None and live is not None:
-        operands = _without_dead_values(wanted, operands, live)
+        target = without_dead_values(operands.target, live, wanted.axis) if is_soft(operands.target) else operands.target
+        operands = operands._replace(logits=without_dead_values(operands.logits, live, wanted.axis), target=target)
     state = dense_state(backend, wanted, jointly_varying(operands))
-    state = merge_shards(state, axis_name, operands.logits.shape[wanted.axis])
-    return finalize(state, prior_total=prior_total, soft=is_soft(operands.target))
+    return merge_shards(state, axis_name, operands.logits.shape[wanted.axis])
 
 
-def _without_dead_values(wanted: Wanted, operands: Operands, live) -> Operands:
+def without_dead_values(x: jax.Array, live, axis: int) -> jax.Array:
     """Zeros for NaN and inf in rows that do not count: JAX's own derivative would multiply them by their cotangent 0,
     which the backends' gradients never do."""
-
-    def cleaned(x):
-        return jnp.where(jnp.expand_dims(live, wanted.axis) | jnp.isfinite(x), x, 0)
-
-    soft = is_soft(operands.target)
-    target = cleaned(operands.target) if soft else operands.target
-    return operands._replace(logits=cleaned(operands.logits), target=target)
+    return jnp.where(jnp.expand_dims(live, axis) | jnp.isfinite(x), x, 0)
 
 
 def dense_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
@@ -49,15 +41,15 @@ def dense_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
-    return _mapped_together(backend.dense_state(wanted, operands))
+    return mapped_together(backend.dense_state(wanted, operands))
 
 
 def _forward(backend, wanted, operands):
-    state = _mapped_together(backend.dense_state(wanted._replace(gradient_follows=True), operands))
+    state = mapped_together(backend.dense_state(wanted._replace(gradient_follows=True), operands))
     return state, (operands, state)
 
 
-def _mapped_together(state: State) -> State:
+def mapped_together(state: State) -> State:
     """The same state, every field of which depends on every other, in a way that XLA folds to nothing.
 
     Under vmap a field that depends on unmapped operands alone is one value for the whole batch, and so is its cotangent, the

@@ -8,11 +8,10 @@ from .._core import State
 
 
 class Problem(NamedTuple):
-    """What a backend may refuse by."""
+    """What a backend may refuse by. ``arrays``: dtypes and shapes, in words."""
 
     function: str
-    shape: tuple[int, ...]
-    dtype: str
+    arrays: str
     axis_name: str | None
 
 

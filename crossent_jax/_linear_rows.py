@@ -1,0 +1,142 @@
+"""From the rows of a projection to a fused call: how the rows are cut, and the way back to the caller's batch shape.
+
+Chunks. A chunk's logits are float32 and live once, so their rows decide the memory of a call. By default they take at most
+half of what the head's float32 gradient takes (``rows = d / 2``), but chunks have at least 128 rows (fewer make the products
+slow) and at most half of all rows. ``chunk_rows`` overrides.
+
+Rows are seen as (outer, inner), ``inner`` being the last batch axis, and a chunk is a stretch of ``inner`` for all of
+``outer``: of (batch, sequence) rows every chunk takes a stretch of every sequence, so a batch axis that is split over
+devices needs no communication. Where that would make a chunk too large (long batch axes, short sequences), the rows are one
+axis.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._block import Operands, Wanted, is_soft, statistics_dtype
+from ._compat import to_varying, varying_axes
+from ._core import State
+from ._fused import Fused, Loss, Plan, fused_sum, linear_state
+from ._pieces import cut, even_size
+from ._projection import Layout, Projection, product_dtype
+from ._sharding import jointly_varying, merge_shards
+from ._spec import LinearSpec, Spec
+from ._vjp import without_dead_values
+from .backends import BACKENDS
+from .backends.record import Backend
+
+LEAST_ROWS = 128
+
+
+class Cut(NamedTuple):
+    """Rows as (outer, inner), and how many of ``inner`` make a chunk."""
+
+    outer: int
+    inner: int
+    chunk: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in a chunk."""
+        return self.outer * self.chunk
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return cut(self.inner, self.chunk).all
+
+
+def default_rows(rows: int, features: int) -> int:
+    """Rows in a chunk by default; the module docstring has the budget."""
+    return max(1, min(max(LEAST_ROWS, features // 2), rows // 2))
+
+
+def cut_rows(batch: tuple[int, ...], features: int, chunk_rows: int | None) -> Cut:
+    """How the rows of a batch are cut."""
+    inner = batch[-1] if batch else 1
+    outer = 1
+    for size in batch[:-1]:
+        outer *= size
+    most = chunk_rows or default_rows(outer * inner, features)
+    if outer > most:
+        outer, inner = 1, outer * inner
+    size = max(1, most // max(1, outer))
+    return Cut(outer, inner, max(1, min(size, inner) if chunk_rows else even_size(inner, size)))
+
+
+def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduction: str) -> str:
+    """The scheme of a call, for ``explain``."""
+    rows = cut_rows(projection.hidden.shape[:-1], projection.hidden.shape[-1], linear.chunk_rows)
+    chunks = f"{rows.chunks} chunk{'s' if rows.chunks > 1 else ''} of at most {rows.rows} rows"
+    if backend.dense_gradient is None:
+        return f"chunks recomputed by JAX, any transform, {chunks}"
+    if reduction == "none":
+        return f"recompute: 4 products when differentiated (1 if not), O(rows) numbers kept, {chunks}"
+    return f"gradient in forward: 3 products when differentiated (1 if not), the gradients kept, {chunks}"
+
+
+def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, live) -> State:
+    """The state of whole rows, joined over the shards of ``spec.axis_name``: of the batch's shape."""
+    batch = projection.hidden.shape[:-1]
+    plan, fused = _fused(spec, wanted, projection, operands, live)
+    state = jax.tree.map(lambda field: field.reshape(batch), linear_state(plan, jointly_varying(fused)))
+    return merge_shards(state, spec.axis_name, projection.head.shape[plan.layout.vocab_axis])
+
+
+def projection_sum(
+    spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, live, losses, of_rows: Any, shared: Any
+) -> Array:
+    """The sum of the losses of all rows: ``losses(state, of_rows, shared)`` of whole rows, of any batch shape."""
+    plan, fused = _fused(spec, wanted, projection, operands, live)
+    outer, inner = fused.projection.hidden.shape[:2]
+    batch_axes = projection.hidden.ndim - 1
+    of_rows = jax.tree.map(lambda x: x.reshape(outer, inner, *x.shape[batch_axes:]), of_rows)
+    shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
+    if plan.backend.dense_gradient is None:
+        state = merge_shards(linear_state(plan, jointly_varying(fused)), spec.axis_name, _classes(plan, fused))
+        return losses(state, of_rows, shared)
+    fused = jointly_varying(fused)
+    of_rows, shared = _varying_like(fused, (of_rows, shared), spec.axis_name)
+    return fused_sum(plan, Loss(losses, spec.axis_name), fused, of_rows, shared)
+
+
+def plan_dtype(projection: Projection) -> jnp.dtype:
+    """Of statistics and sums."""
+    return statistics_dtype(product_dtype(projection))
+
+
+def _classes(plan: Plan, fused: Fused) -> int:
+    return fused.projection.head.shape[plan.layout.vocab_axis]
+
+
+def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, live) -> tuple[Plan, Fused]:
+    """The plan, and the arrays with rows as (outer, inner)."""
+    hidden, batch = projection.hidden, projection.hidden.shape[:-1]
+    rows = cut_rows(batch, hidden.shape[-1], spec.linear.chunk_rows)
+    backend = BACKENDS[spec.backend]
+    if backend.dense_gradient is None and live is not None:
+        hidden = without_dead_values(hidden, live, -1)
+
+    def reshaped(x):
+        return x.reshape(rows.outer, rows.inner, *x.shape[len(batch) :])
+
+    mask, target = operands.class_mask, operands.target
+    if is_soft(target) and backend.dense_gradient is None and live is not None:
+        target = without_dead_values(target, live, -1)
+    operands = operands._replace(
+        target=reshaped(target), class_mask=mask if mask is None or mask.ndim == 1 else reshaped(mask)
+    )
+    layout = Layout(spec.linear.vocab_axis, spec.linear.logits_dtype or str(plan_dtype(projection)))
+    classes = projection.head.shape[layout.vocab_axis]
+    plan = Plan(backend, wanted, layout, rows.chunk, classes)
+    return plan, Fused(projection._replace(hidden=reshaped(hidden)), operands)
+
+
+def _varying_like(fused: Fused, tree: Any, axis_name: str | None) -> Any:
+    """What the losses read besides the state, cast to the mesh axes over which the losses vary: those of any operand but the
+    one over which the classes are split, whose shards are joined before."""
+    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves((fused, tree)))) - {axis_name}
+    return jax.tree.map(lambda leaf: to_varying(leaf, axes), tree)

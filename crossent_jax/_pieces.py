@@ -1,0 +1,77 @@
+"""An axis cut into pieces: a loop over equal ones, and a shorter rest that gets a program of its own, so that nothing is
+padded."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Pieces(NamedTuple):
+    """``count`` pieces of ``size`` and one of ``rest`` (0: none)."""
+
+    size: int
+    count: int
+    rest: int
+
+    @property
+    def all(self) -> int:
+        """How many pieces there are."""
+        return self.count + (self.rest > 0)
+
+
+def cut(length: int, size: int) -> Pieces:
+    """An axis of ``length`` in pieces of ``size``, or one piece where it is not longer than that."""
+    size = max(1, min(length, size))
+    return Pieces(size, length // size, length % size)
+
+
+def even_size(length: int, size: int) -> int:
+    """A size near, and at most, ``size`` that leaves no rest or a long one, so that no piece is a sliver: the largest
+    divisor of ``length`` above ``size / 2``, or else the size of pieces as equal as can be."""
+    for candidate in range(min(size, length), size // 2, -1):
+        if length % candidate == 0:
+            return candidate
+    return -(-length // -(-length // max(1, size)))
+
+
+def scan(pieces: Pieces, step, carry: Any) -> tuple[Any, Any]:
+    """``carry, rows = step(carry, start, size)`` for each piece in turn; the ``rows`` of all pieces joined along axis 1."""
+
+    def body(carry, index):
+        return step(carry, index * pieces.size, pieces.size)
+
+    if pieces.count == 1:
+        carry, rows = step(carry, 0, pieces.size)
+    else:
+        carry, stacked = jax.lax.scan(body, carry, jnp.arange(pieces.count))
+        rows = jax.tree.map(_joined, stacked)
+    if pieces.rest:
+        carry, last = step(carry, pieces.count * pieces.size, pieces.rest)
+        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), rows, last)
+    return carry, rows
+
+
+def _joined(stacked: jax.Array) -> jax.Array:
+    """(count, outer, size, ...) to (outer, count * size, ...)."""
+    count, outer, size, *rest = stacked.shape
+    return jnp.moveaxis(stacked, 0, 1).reshape(outer, count * size, *rest)
+
+
+def read(x: jax.Array, start, size: int, axis: int) -> jax.Array:
+    """The piece of ``x`` that begins at ``start``."""
+    if isinstance(start, int):
+        return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
+    """``x`` with the piece at ``start`` replaced, in place inside a loop."""
+    return jax.lax.dynamic_update_slice_in_dim(x, piece.astype(x.dtype), start, axis)
+
+
+def add(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
+    """``x`` with the piece added at ``start``."""
+    if piece.shape == x.shape:
+        return x + piece
+    return write(x, read(x, start, piece.shape[axis], axis) + piece, start, axis)

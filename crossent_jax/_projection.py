@@ -1,0 +1,84 @@
+"""Logits as a product that is never held whole: ``z = hidden @ head + bias``.
+
+Hidden, head and the gradient of the logits meet in one dtype, the wider of hidden's and head's; every product is accumulated
+in float32 (float64 for float64). The logits of a piece are that accumulator, rounded only where ``logits_dtype`` asks for
+it. The same product makes them in the forward and in the backward pass: otherwise ``exp(z - lse)`` is unbounded at large
+logits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._block import statistics_dtype
+from ._core import Maybe
+
+
+class Projection(NamedTuple):
+    """``hidden`` (..., d), ``head`` (d, v) or (v, d), ``bias`` (v,) or None."""
+
+    hidden: Float[Array, "..."]
+    head: Float[Array, "..."]
+    bias: Maybe = None
+
+
+class Layout(NamedTuple):
+    """What is static about a projection: the head's axis of the vocabulary, and the dtype of the logits of a piece."""
+
+    vocab_axis: int
+    logits_dtype: str
+
+    @property
+    def feature_axis(self) -> int:
+        """The head's other axis."""
+        return 1 - self.vocab_axis
+
+
+def product_dtype(projection: Projection) -> jnp.dtype:
+    """The dtype in which hidden, head and the gradient of the logits are multiplied."""
+    return jnp.promote_types(projection.hidden.dtype, projection.head.dtype)
+
+
+def classes_of(layout: Layout, projection: Projection) -> int:
+    """The number of classes."""
+    return projection.head.shape[layout.vocab_axis]
+
+
+def piece_logits(layout: Layout, projection: Projection) -> Float[Array, "... v"]:
+    """The logits of these rows for these classes."""
+    hidden, head = operands_of_product(projection)
+    z = _product(hidden, head, (hidden.ndim - 1,), (layout.feature_axis,))
+    if projection.bias is not None:
+        z = z + jnp.broadcast_to(projection.bias.astype(z.dtype), z.shape)
+    return z.astype(layout.logits_dtype)
+
+
+def hidden_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Projection) -> Float[Array, "... d"]:
+    """``dz @ head^T``, as accumulated."""
+    _, head = operands_of_product(projection)
+    return _product(dz.astype(head.dtype), head, (dz.ndim - 1,), (layout.vocab_axis,))
+
+
+def head_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Projection) -> Float[Array, "..."]:
+    """``hidden^T @ dz`` in the head's layout, as accumulated."""
+    hidden, _ = operands_of_product(projection)
+    dz, rows = dz.astype(hidden.dtype), tuple(range(dz.ndim - 1))
+    return _product(hidden, dz, rows, rows) if layout.vocab_axis == 1 else _product(dz, hidden, rows, rows)
+
+
+def bias_gradient(dz: Float[Array, "... v"]) -> Float[Array, " v"]:
+    """``dz`` summed over its rows, before any rounding to the activations' dtype."""
+    return jnp.sum(dz.astype(statistics_dtype(dz.dtype)), tuple(range(dz.ndim - 1)))
+
+
+def operands_of_product(projection: Projection) -> tuple[Array, Array]:
+    """Hidden and head in the dtype of the product."""
+    dtype = product_dtype(projection)
+    return projection.hidden.astype(dtype), projection.head.astype(dtype)
+
+
+def _product(a, b, contract_a, contract_b):
+    dimensions = ((contract_a, contract_b), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=statistics_dtype(a.dtype))
