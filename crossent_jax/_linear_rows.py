@@ -29,14 +29,20 @@ from .backends import BACKENDS
 from .backends.record import Backend
 
 LEAST_ROWS = 128
+LEAST_BLOCK, LARGEST_BLOCK = 512, 2048
 
 
 class Cut(NamedTuple):
-    """Rows as (outer, inner), and how many of ``inner`` make a chunk."""
+    """Rows as (outer, inner), or (inner,) where ``outer`` is 1, and how many of ``inner`` make a chunk."""
 
     outer: int
     inner: int
     chunk: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the rows."""
+        return (self.inner,) if self.outer == 1 else (self.outer, self.inner)
 
     @property
     def rows(self) -> int:
@@ -67,6 +73,11 @@ def cut_rows(batch: tuple[int, ...], features: int, chunk_rows: int | None) -> C
     return Cut(outer, inner, max(1, min(size, inner) if chunk_rows else even_size(inner, size)))
 
 
+def cpu_block(classes: int) -> int:
+    """Classes in a block of the logits' gradient on a CPU: a sixteenth, within what its cache likes."""
+    return even_size(classes, min(max(LEAST_BLOCK, classes // 16), LARGEST_BLOCK))
+
+
 def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduction: str) -> str:
     """The scheme of a call, for ``explain``."""
     rows = cut_rows(projection.hidden.shape[:-1], projection.hidden.shape[-1], linear.chunk_rows)
@@ -91,9 +102,8 @@ def projection_sum(
 ) -> Array:
     """The sum of the losses of all rows: ``losses(state, of_rows, shared)`` of whole rows, of any batch shape."""
     plan, fused = _fused(spec, wanted, projection, operands, live)
-    outer, inner = fused.projection.hidden.shape[:2]
-    batch_axes = projection.hidden.ndim - 1
-    of_rows = jax.tree.map(lambda x: x.reshape(outer, inner, *x.shape[batch_axes:]), of_rows)
+    rows, batch_axes = fused.projection.hidden.shape[:-1], projection.hidden.ndim - 1
+    of_rows = jax.tree.map(lambda x: x.reshape(*rows, *x.shape[batch_axes:]), of_rows)
     shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
     if plan.backend.dense_gradient is None:
         state = merge_shards(linear_state(plan, jointly_varying(fused)), spec.axis_name, _classes(plan, fused))
@@ -121,7 +131,7 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
         hidden = without_dead_values(hidden, live, -1)
 
     def reshaped(x):
-        return x.reshape(rows.outer, rows.inner, *x.shape[len(batch) :])
+        return x.reshape(*rows.shape, *x.shape[len(batch) :])
 
     mask, target = operands.class_mask, operands.target
     if is_soft(target) and backend.dense_gradient is None and live is not None:
@@ -130,8 +140,9 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
         target=reshaped(target), class_mask=mask if mask is None or mask.ndim == 1 else reshaped(mask)
     )
     layout = Layout(spec.linear.vocab_axis, spec.linear.logits_dtype or str(plan_dtype(projection)))
-    classes = projection.head.shape[layout.vocab_axis]
-    plan = Plan(backend, wanted, layout, rows.chunk, classes)
+    plan = Plan(
+        backend, wanted, layout, len(rows.shape) - 1, rows.chunk, cpu_block(projection.head.shape[layout.vocab_axis])
+    )
     return plan, Fused(projection._replace(hidden=reshaped(hidden)), operands)
 
 

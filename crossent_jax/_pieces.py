@@ -35,8 +35,9 @@ def even_size(length: int, size: int) -> int:
     return -(-length // -(-length // max(1, size)))
 
 
-def scan(pieces: Pieces, step, carry: Any) -> tuple[Any, Any]:
-    """``carry, rows = step(carry, start, size)`` for each piece in turn; the ``rows`` of all pieces joined along axis 1."""
+def scan(pieces: Pieces, step, carry: Any, axis: int) -> tuple[Any, Any]:
+    """``carry, rows = step(carry, start, size)`` for each piece in turn; the ``rows`` of all pieces joined along
+    ``axis``."""
 
     def body(carry, index):
         return step(carry, index * pieces.size, pieces.size)
@@ -45,29 +46,33 @@ def scan(pieces: Pieces, step, carry: Any) -> tuple[Any, Any]:
         carry, rows = step(carry, 0, pieces.size)
     else:
         carry, stacked = jax.lax.scan(body, carry, jnp.arange(pieces.count))
-        rows = jax.tree.map(_joined, stacked)
+        rows = jax.tree.map(lambda x: _joined(x, axis), stacked)
     if pieces.rest:
         carry, last = step(carry, pieces.count * pieces.size, pieces.rest)
-        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), rows, last)
+        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis), rows, last)
     return carry, rows
 
 
-def _joined(stacked: jax.Array) -> jax.Array:
-    """(count, outer, size, ...) to (outer, count * size, ...)."""
-    count, outer, size, *rest = stacked.shape
-    return jnp.moveaxis(stacked, 0, 1).reshape(outer, count * size, *rest)
+def _joined(stacked: jax.Array, axis: int) -> jax.Array:
+    """Pieces stacked along a new first axis, as one array."""
+    count, *shape = stacked.shape
+    shape[axis] *= count
+    return jnp.moveaxis(stacked, 0, axis).reshape(shape)
 
 
 def read(x: jax.Array, start, size: int, axis: int) -> jax.Array:
     """The piece of ``x`` that begins at ``start``."""
     if isinstance(start, int):
         return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
-    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+    if _is_half(x.dtype):
+        x, start = jax.lax.optimization_barrier((x, start))  # else XLA makes the bits of all of x, before the loop
+    return _from_bits(jax.lax.dynamic_slice_in_dim(_bits(x), start, size, axis), x.dtype)
 
 
 def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     """``x`` with the piece at ``start`` replaced, in place inside a loop."""
-    return jax.lax.dynamic_update_slice_in_dim(x, piece.astype(x.dtype), start, axis)
+    bits = jax.lax.dynamic_update_slice_in_dim(_bits(x), _bits(piece.astype(x.dtype)), start, axis)
+    return _from_bits(bits, x.dtype)
 
 
 def add(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
@@ -75,3 +80,16 @@ def add(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     if piece.shape == x.shape:
         return x + piece
     return write(x, read(x, start, piece.shape[axis], axis) + piece, start, axis)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """A 16-bit float as an integer: XLA's CPU backend converts a whole bfloat16 array to float32 to slice or update it."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if _is_half(x.dtype) else x
+
+
+def _from_bits(x: jax.Array, dtype) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, dtype) if _is_half(dtype) else x
+
+
+def _is_half(dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 2

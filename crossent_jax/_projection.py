@@ -61,11 +61,17 @@ def hidden_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Proje
     return _product(dz.astype(head.dtype), head, (dz.ndim - 1,), (layout.vocab_axis,))
 
 
-def head_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Projection) -> Float[Array, "..."]:
-    """``hidden^T @ dz`` in the head's layout, as accumulated."""
-    hidden, _ = operands_of_product(projection)
-    dz, rows = dz.astype(hidden.dtype), tuple(range(dz.ndim - 1))
-    return _product(hidden, dz, rows, rows) if layout.vocab_axis == 1 else _product(dz, hidden, rows, rows)
+def head_gradient(layout: Layout, dz: Float[Array, "... v"], features: Float[Array, "d ..."]) -> Float[Array, "..."]:
+    """``hidden^T @ dz`` in the head's layout, as accumulated, from :func:`transposed` hidden states."""
+    rows = tuple(range(dz.ndim - 1))
+    product = _product(features, dz.astype(features.dtype), tuple(range(1, dz.ndim)), rows)
+    return product if layout.vocab_axis == 1 else product.T
+
+
+def transposed(hidden: Float[Array, "... d"]) -> Float[Array, "d ..."]:
+    """Features first, in memory: XLA's CPU backend multiplies 16-bit floats as they are only where the summed axis of the
+    first operand is its last; else it converts both to float32."""
+    return jax.lax.optimization_barrier(jnp.moveaxis(hidden, -1, 0))
 
 
 def bias_gradient(dz: Float[Array, "... v"]) -> Float[Array, " v"]:
