@@ -44,7 +44,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._block import Operands, Wanted, is_soft, statistics_dtype
-from ._compat import to_varying, varying_axes
+from ._compat import is_split, to_varying, typed_like, varying_axes
 from ._core import Maybe, State
 from ._labels import local_index
 from ._pieces import Pieces, add, cut, read, scan, write
@@ -120,8 +120,11 @@ def _with_logits(plan: Plan, here: Fused) -> Fused:
 
 
 def _by_platform(plan: Plan, function: Callable, fused: Fused, *arguments):
-    """``function(plan, fused, *arguments)`` with the plan's blocks on a CPU, and one block of all classes elsewhere."""
+    """``function(plan, fused, *arguments)`` with the plan's blocks on a CPU, and one block of all classes elsewhere, or where
+    the type of the head says that its classes are split over devices."""
     whole = partial(function, plan._replace(block=classes_of(plan.layout, fused.projection)))
+    if is_split(fused.projection.head, plan.layout.vocab_axis):
+        return whole(fused, *arguments)
     return jax.lax.platform_dependent(fused, *arguments, cpu=partial(function, plan), default=whole)
 
 
@@ -218,7 +221,7 @@ def _sum_and_gradients(loss: Loss, needed: "Needed", plan: Plan, fused: Fused, r
         sums = _add_gradient(plan, here, state, g, sums, start)
         return (sums, jax.tree.map(jnp.add, shared_sums, g_shared)), (losses, g_row)
 
-    carry = _no_gradient(fused, needed), jax.tree.map(lambda x: _zeros(x.shape, x.dtype, x), _floating(shared))
+    carry = _no_gradient(fused, needed), jax.tree.map(lambda x: _zeros(x, x.dtype), _floating(shared))
     (sums, g_shared), (losses, g_rows) = scan(_chunks(plan, fused), step, carry, plan.axis)
     return jnp.sum(losses), sums, g_rows, g_shared
 
@@ -276,20 +279,20 @@ def _parts(fused: Fused) -> Sums:
 
 
 def _no_gradient(fused: Fused, needed: "Needed") -> Sums:
-    like = fused.projection.hidden
     kept = Sums("hidden", "head", "bias", "target", "prior", "temperature")
     dtype = statistics_dtype(product_dtype(fused.projection))
 
     def start(name, part):
         if part is None or not getattr(needed, name):
             return None
-        return _zeros(part.shape, part.dtype if name in ("hidden", "target") else dtype, like)
+        return _zeros(part, part.dtype if name in ("hidden", "target") else dtype)
 
     return jax.tree.map(start, kept, _parts(fused), is_leaf=lambda x: x is None)
 
 
-def _zeros(shape, dtype, like) -> Array:
-    return to_varying(jnp.zeros(shape, dtype), varying_axes(like))
+def _zeros(like: Array, dtype) -> Array:
+    """Zeros of the shape, varying axes and explicit sharding of an array."""
+    return typed_like(to_varying(jnp.zeros(like.shape, dtype), varying_axes(like)), like)
 
 
 def _add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, start) -> Sums:
@@ -299,8 +302,8 @@ def _add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, s
     layout, vocab_axis = plan.layout, plan.layout.vocab_axis
     hidden, _ = operands_of_product(here.projection)
     features = transposed(_without_dead_rows(plan.wanted, hidden, g))
-    dx = None if sums.hidden is None else _zeros(hidden.shape, state.exp_sum.dtype, hidden)
-    dt = None if sums.target is None else _zeros(here.operands.target.shape, sums.target.dtype, hidden)
+    dx = None if sums.hidden is None else _zeros(hidden, state.exp_sum.dtype)
+    dt = None if sums.target is None else _zeros(here.operands.target, sums.target.dtype)
 
     def step(carry, first, classes):
         sums, dx, dt = carry
@@ -308,7 +311,7 @@ def _add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, s
         gradient = plan.backend.dense_gradient(plan.wanted, block.operands, state, g)
         dz = gradient.logits
         sums = sums._replace(
-            head=_added(sums.head, lambda: head_gradient(layout, dz, features), first, vocab_axis),
+            head=_added(sums.head, lambda: head_gradient(layout, dz, features, block.projection.head), first, vocab_axis),
             bias=_added(sums.bias, lambda: bias_gradient(dz), first, 0),
             prior=_added(sums.prior, lambda: gradient.prior, first, 0),
             temperature=None if sums.temperature is None else sums.temperature + gradient.temperature,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._block import statistics_dtype
+from ._compat import explicit_sharding
 from ._core import Maybe
 
 
@@ -57,14 +58,17 @@ def piece_logits(layout: Layout, projection: Projection) -> Float[Array, "... v"
 
 def hidden_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Projection) -> Float[Array, "... d"]:
     """``dz @ head^T``, as accumulated."""
-    _, head = operands_of_product(projection)
-    return _product(dz.astype(head.dtype), head, (dz.ndim - 1,), (layout.vocab_axis,))
+    hidden, head = operands_of_product(projection)
+    return _product(dz.astype(head.dtype), head, (dz.ndim - 1,), (layout.vocab_axis,), explicit_sharding(hidden))
 
 
-def head_gradient(layout: Layout, dz: Float[Array, "... v"], features: Float[Array, "d ..."]) -> Float[Array, "..."]:
-    """``hidden^T @ dz`` in the head's layout, as accumulated, from :func:`transposed` hidden states."""
+def head_gradient(
+    layout: Layout, dz: Float[Array, "... v"], features: Float[Array, "d ..."], head: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """``hidden^T @ dz`` in the layout of ``head``, as accumulated, from :func:`transposed` hidden states."""
     rows = tuple(range(dz.ndim - 1))
-    product = _product(features, dz.astype(features.dtype), tuple(range(1, dz.ndim)), rows)
+    upright = head if layout.vocab_axis == 1 else head.T
+    product = _product(features, dz.astype(features.dtype), tuple(range(1, dz.ndim)), rows, explicit_sharding(upright))
     return product if layout.vocab_axis == 1 else product.T
 
 
@@ -85,6 +89,7 @@ def operands_of_product(projection: Projection) -> tuple[Array, Array]:
     return projection.hidden.astype(dtype), projection.head.astype(dtype)
 
 
-def _product(a, b, contract_a, contract_b):
+def _product(a, b, contract_a, contract_b, out_sharding=None):
     dimensions = ((contract_a, contract_b), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=statistics_dtype(a.dtype))
+    dtype = statistics_dtype(a.dtype)
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=out_sharding)
