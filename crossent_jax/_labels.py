@@ -26,7 +26,7 @@ def class_index(labels: Integer[Array, "..."], num_classes: int) -> Int[Array, "
     return jnp.where(unsigned < num_classes, labels.astype(jnp.int32), NOT_HERE)
 
 
-def local_index(index: Int[Array, "..."], start: Array, num_classes: int) -> Int[Array, "..."]:
+def local_index(index: Int[Array, "..."], start: Array | int, num_classes: int) -> Int[Array, "..."]:
     """Index within the block of ``num_classes`` classes that begins at ``start``; ``NOT_HERE`` if it lies elsewhere."""
     return jnp.where(index < 0, NOT_HERE, class_index(index - start, num_classes))
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._block import Operands, Wanted, is_soft, statistics_dtype
+from ._chunk import Fused, Plan
 from ._compat import to_varying, varying_axes
 from ._core import State
-from ._fused import Fused, Loss, Plan, fused_sum, linear_state
+from ._fused import Loss, fused_sum, linear_state
 from ._pieces import cut, even_size
 from ._projection import Layout, Projection, product_dtype
 from ._sharding import jointly_varying, merge_shards
@@ -29,7 +30,7 @@ from .backends import BACKENDS
 from .backends.record import Backend
 
 LEAST_ROWS = 128
-LEAST_BLOCK, LARGEST_BLOCK = 512, 2048
+LEAST_BLOCK, LARGEST_BLOCK = 512, 1024
 
 
 class Cut(NamedTuple):

@@ -1,6 +1,7 @@
-"""An axis cut into pieces: a loop over equal ones, and a shorter rest that gets a program of its own, so that nothing is
-padded."""
+"""An axis cut into pieces, so that nothing is padded: what does not fill a piece is a shorter one (classes), or the last
+piece overlaps its neighbour (rows)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,26 +36,45 @@ def even_size(length: int, size: int) -> int:
     return -(-length // -(-length // max(1, size)))
 
 
-def scan(pieces: Pieces, step, carry: Any, axis: int) -> tuple[Any, Any]:
-    """``carry, rows = step(carry, start, size)`` for each piece in turn; the ``rows`` of all pieces joined along
-    ``axis``."""
+def scan(pieces: Pieces, step: Callable, carry: Any) -> Any:
+    """``carry = step(carry, start, size)`` for each piece in turn, the rest in a program of its own."""
+    if pieces.count == 1:
+        carry = step(carry, 0, pieces.size)
+    else:
+        carry = jax.lax.fori_loop(0, pieces.count, lambda i, carry: step(carry, i * pieces.size, pieces.size), carry)
+    if not pieces.rest:
+        return carry
+    carry, start = jax.lax.optimization_barrier(
+        (carry, jnp.int32(pieces.count * pieces.size))
+    )  # its buffers after the loop's
+    return step(carry, start, pieces.rest)
+
+
+def scan_rows(pieces: Pieces, step: Callable, carry: Any, axis: int) -> tuple[Any, Any]:
+    """``carry, rows = step(carry, start, size, fresh)`` for each piece in turn; the ``rows`` of all joined along ``axis``.
+
+    Where the pieces leave a rest, the last one begins early and overlaps its neighbour: one program, one buffer. ``fresh``
+    is False for what has been seen before (None: all is fresh); its ``rows`` are dropped here, its sums are the step's care.
+    """
+    size, count, rest = pieces
+    if pieces.all == 1:
+        return step(carry, 0, size, None)
 
     def body(carry, index):
-        return step(carry, index * pieces.size, pieces.size)
+        if not rest:
+            return step(carry, index * size, size, None)
+        start = jnp.minimum(index * size, (count - 1) * size + rest)
+        return step(carry, start, size, start + jnp.arange(size) >= index * size)
 
-    if pieces.count == 1:
-        carry, rows = step(carry, 0, pieces.size)
-    else:
-        carry, stacked = jax.lax.scan(body, carry, jnp.arange(pieces.count))
-        rows = jax.tree.map(lambda x: _joined(x, axis), stacked)
-    if pieces.rest:
-        carry, last = step(carry, pieces.count * pieces.size, pieces.rest)
-        rows = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis), rows, last)
-    return carry, rows
+    carry, stacked = jax.lax.scan(body, carry, jnp.arange(pieces.all))
+    return carry, jax.tree.map(lambda x: _joined(x, axis, rest), stacked)
 
 
-def _joined(stacked: jax.Array, axis: int) -> jax.Array:
-    """Pieces stacked along a new first axis, as one array."""
+def _joined(stacked: jax.Array, axis: int, rest: int) -> jax.Array:
+    """Pieces stacked along a new first axis as one array; of the last, the ``rest`` at its end (0: all of it)."""
+    if rest:
+        last = jax.lax.slice_in_dim(stacked[-1], stacked.shape[axis + 1] - rest, None, axis=axis)
+        return jnp.concatenate([_joined(stacked[:-1], axis, 0), last], axis)
     count, *shape = stacked.shape
     shape[axis] *= count
     return jnp.moveaxis(stacked, 0, axis).reshape(shape)
@@ -73,6 +93,14 @@ def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     """``x`` with the piece at ``start`` replaced, in place inside a loop."""
     bits = jax.lax.dynamic_update_slice_in_dim(_bits(x), _bits(piece.astype(x.dtype)), start, axis)
     return _from_bits(bits, x.dtype)
+
+
+def write_fresh(x: jax.Array, piece: jax.Array, start, axis: int, fresh: jax.Array | None) -> jax.Array:
+    """:func:`write`, but only what is fresh."""
+    if fresh is not None:
+        kept = fresh.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        piece = jnp.where(kept, piece.astype(x.dtype), read(x, start, piece.shape[axis], axis))
+    return write(x, piece, start, axis)
 
 
 def add(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:

@@ -39,7 +39,8 @@ class Layout(NamedTuple):
 
 def product_dtype(projection: Projection) -> jnp.dtype:
     """The dtype in which hidden, head and the gradient of the logits are multiplied."""
-    return jnp.promote_types(projection.hidden.dtype, projection.head.dtype)
+    with jax.numpy_dtype_promotion("standard"):  # the same for a caller who has it strict
+        return jnp.promote_types(projection.hidden.dtype, projection.head.dtype)
 
 
 def classes_of(layout: Layout, projection: Projection) -> int:

@@ -1,5 +1,6 @@
-"""What the compilers of TPU v5e, TPU v6e and H100 make of the losses of logits: no copy of the logits, and the label's logit
-by a compare on TPU and by a gather on GPU. The leg ``aot`` of environments.py has the compilers."""
+"""What the compilers of TPU v5e, TPU v6e and H100 make of the losses: no copy of given logits, the label's logit by a
+compare on TPU and by a gather on GPU, and one chunk of logits where they are a product. The leg ``aot`` of environments.py
+has the compilers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +9,20 @@ import pytest
 import crossent_jax
 
 from .chips import CHIPS, compile_for, missing_compiler
+from .test_linear_memory import allowed_bytes, shapes_and_dtypes, value_and_gradient
 
 N, V = 4096, 50257
 
 
 def compiled(chip, function, dtype):
+    return compiled_for(chip, function, ((N, V), dtype), ((N,), jnp.int32))
+
+
+def compiled_for(chip, function, *arguments):
     package = missing_compiler(chip)
     if package:
         pytest.skip(f"compiling for {chip} needs the package {package}: `tests/environments.py aot` installs it")
-    return compile_for(chip, function, ((N, V), dtype), ((N,), jnp.int32))
+    return compile_for(chip, function, *arguments)
 
 
 def with_options(logits, labels):
@@ -42,3 +48,21 @@ def test_trap_7_the_label_logit_is_gathered_on_gpu_and_compared_on_tpu(chip):
     program = compiled(chip, crossent_jax.cross_entropy, "bfloat16")
     assert (" gather(" in program.as_text()) == (chip == "h100")
     assert program.memory_analysis().temp_size_in_bytes <= 64 * N + 4 * 2**20
+
+
+LINEAR = [(8192, 2048, 131072), (16384, 1024, 131072), (4096, 4096, 128256), (4096, 2304, 256000)]
+ODD = (2048, 1024, 50257)  # on a GPU XLA pads copies of operands for cuBLAS, whatever the loss: 1.6 chunks instead of 1.2
+
+
+@pytest.mark.parametrize("chip, shape", [(chip, s) for chip in CHIPS for s in LINEAR + [ODD] * (chip != "h100")], ids=str)
+def test_a_linear_loss_holds_one_chunk_of_logits(chip, shape):
+    program = compiled_for(chip, value_and_gradient(), *shapes_and_dtypes(*shape, "bfloat16"))
+    assert program.memory_analysis().temp_size_in_bytes <= allowed_bytes(*shape)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_a_linear_loss_takes_a_tenth_of_the_naive_formula(chip):
+    """Which holds the logits in float32 at the least (8 GiB here; TPU v5e cannot even compile it)."""
+    n, d, v = 16384, 1024, 131072
+    program = compiled_for(chip, value_and_gradient(), *shapes_and_dtypes(n, d, v, "bfloat16"))
+    assert program.memory_analysis().temp_size_in_bytes <= 4 * n * v / 10
