@@ -24,7 +24,7 @@ copies.
 import dataclasses
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -247,15 +247,18 @@ def _without_dead_rows(wanted: Wanted, hidden: Array, g: State) -> Array:
     return jnp.where(dead[..., None], 0, hidden)
 
 
-def as_primals(sums: Sums, types: Fused, scale) -> Fused:
-    """The cotangents of the arrays, each in the dtype of its primal."""
+def as_primals(sums: Sums, fused: Fused, scale) -> Fused:
+    """The cotangents of the arrays, each in the dtype of its primal; 0 where no gradient was needed, so that their structure
+    is always the same (jax 0.7 demands it)."""
 
-    def cast(total, primal):
-        if total is None:
+    def cotangent(total, primal):
+        if primal is None or not jnp.issubdtype(primal.dtype, jnp.floating):
             return None
+        if total is None:
+            return zeros(primal, primal.dtype)
         return (scale * total.astype(statistics_dtype(total.dtype))).astype(primal.dtype)
 
-    s = jax.tree.map(cast, sums, parts_of(types), is_leaf=lambda x: x is None)
+    s = jax.tree.map(cotangent, sums, parts_of(fused), is_leaf=lambda x: x is None)
     return Fused(
         Projection(s.hidden, s.head, s.bias),
         Operands(logits=None, target=s.target, prior=s.prior, class_mask=None, temperature=s.temperature),
@@ -273,14 +276,6 @@ class Needed:
     target: bool
     prior: bool
     temperature: bool
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class DType:
-    """The dtype of an array, as a leafless tree."""
-
-    dtype: Any
 
 
 def _is_primal(x) -> bool:

@@ -25,7 +25,6 @@ from jaxtyping import Array
 
 from ._block import statistics_dtype
 from ._chunk import (
-    DType,
     Fused,
     Needed,
     Plan,
@@ -99,7 +98,7 @@ def _state_backward(plan: Plan, residuals, cotangents: State):
 
         return scan_rows(chunks_of(plan, fused), step, no_gradient(fused, needed), plan.axis)[0]
 
-    return (as_primals(by_platform(plan, sums_of, fused, states, g), fused, 1),)
+    return (as_primals(by_platform(plan, sums_of, fused, states, g), residuals[0], 1),)
 
 
 _opaque_state.defvjp(_state_forward, _state_backward, symbolic_zeros=True)
@@ -153,7 +152,7 @@ def _sum_forward(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Any):
     run = partial(_sum_and_gradients, loss, perturbed(fused))
     fused = values_of(fused)
     total, *gradients = by_platform(plan, run, fused, values_of(rows), values_of(shared))
-    return total, (*gradients, jax.tree.map(lambda x: DType(x.dtype), fused))
+    return total, (*gradients, fused)
 
 
 def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, rows: Any, shared: Any):
@@ -176,9 +175,9 @@ def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, row
 
 
 def _sum_backward(plan: Plan, loss: Loss, residuals, g):
-    sums, g_rows, g_shared, types = residuals
+    sums, g_rows, g_shared, fused = residuals
     scaled = partial(jax.tree.map, lambda x: (g.astype(x.dtype) * x).astype(x.dtype))
-    return as_primals(sums, types, g), scaled(g_rows), scaled(g_shared)
+    return as_primals(sums, fused, g), scaled(g_rows), scaled(g_shared)
 
 
 fused_sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)

@@ -30,7 +30,7 @@ from .backends import BACKENDS
 from .backends.record import Backend
 
 LEAST_ROWS = 128
-LEAST_BLOCK, LARGEST_BLOCK = 512, 1024
+CPU_BLOCK = 1024
 
 
 class Cut(NamedTuple):
@@ -75,8 +75,8 @@ def cut_rows(batch: tuple[int, ...], features: int, chunk_rows: int | None) -> C
 
 
 def cpu_block(classes: int) -> int:
-    """Classes in a block of the logits' gradient on a CPU: a sixteenth, within what its cache likes."""
-    return even_size(classes, min(max(LEAST_BLOCK, classes // 16), LARGEST_BLOCK))
+    """Classes in a block on a CPU (``_chunk`` says why)."""
+    return even_size(classes, CPU_BLOCK)
 
 
 def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduction: str) -> str:

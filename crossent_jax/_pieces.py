@@ -23,17 +23,19 @@ class Pieces(NamedTuple):
 
 def cut(length: int, size: int) -> Pieces:
     """An axis of ``length`` in pieces of ``size``, or one piece where it is not longer than that."""
-    size = max(1, min(length, size))
+    if length <= size:
+        return Pieces(length, 1, 0)
     return Pieces(size, length // size, length % size)
 
 
 def even_size(length: int, size: int) -> int:
     """A size near, and at most, ``size`` that leaves no rest or a long one, so that no piece is a sliver: the largest
     divisor of ``length`` above ``size / 2``, or else the size of pieces as equal as can be."""
-    for candidate in range(min(size, length), size // 2, -1):
+    size = max(1, min(size, length))
+    for candidate in range(size, size // 2, -1):
         if length % candidate == 0:
             return candidate
-    return -(-length // -(-length // max(1, size)))
+    return -(-length // -(-length // size))
 
 
 def scan(pieces: Pieces, step: Callable, carry: Any) -> Any:
@@ -44,9 +46,8 @@ def scan(pieces: Pieces, step: Callable, carry: Any) -> Any:
         carry = jax.lax.fori_loop(0, pieces.count, lambda i, carry: step(carry, i * pieces.size, pieces.size), carry)
     if not pieces.rest:
         return carry
-    carry, start = jax.lax.optimization_barrier(
-        (carry, jnp.int32(pieces.count * pieces.size))
-    )  # its buffers after the loop's
+    start = jnp.int32(pieces.count * pieces.size)
+    carry, start = jax.lax.optimization_barrier((carry, start))  # so that its buffers are free when the rest begins
     return step(carry, start, pieces.rest)
 
 

@@ -1,0 +1,213 @@
+"""Every transform of JAX on a linear loss: the right answer, or the TypeError that the documentation names; the number of
+products that a program holds; and a vocabulary split over a mesh axis, which equals the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import crossent_jax
+from crossent_jax import linear_cross_entropy
+
+from . import grid
+
+ROWS, FEATURES, CLASSES = 6, 3, 7
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "chunk_rows": 4}
+HIDDEN = jax.random.normal(jax.random.key(0), (ROWS, FEATURES))
+HEAD = 2 * jax.random.normal(jax.random.key(1), (FEATURES, CLASSES))
+LABELS = jnp.array([0, 1, 3, 4, 5, 6])
+BOTH = (HIDDEN, HEAD)
+BATCHES = {
+    "hidden": (jnp.stack([HIDDEN, -HIDDEN, 2 * HIDDEN]), HEAD, LABELS),
+    "head": (HIDDEN, jnp.stack([HEAD, -HEAD, 2 * HEAD]), LABELS),
+    "labels": (HIDDEN, HEAD, jnp.stack([LABELS, LABELS[::-1], 6 - LABELS])),
+}
+AXES = {"hidden": (0, None, None), "head": (None, 0, None), "labels": (None, None, 0)}
+reductions = pytest.mark.parametrize("reduction", ("mean", "none"))
+
+
+def loss(hidden, head, labels=LABELS, **options):
+    return jnp.mean(linear_cross_entropy(hidden, head, labels, **OPTIONS, **options))
+
+
+def plain(hidden, head, labels=LABELS):
+    """``loss`` from its definition."""
+    u = 5 * jnp.tanh(hidden @ head / 5)
+    lse = jax.nn.logsumexp(u, -1)
+    log_p = u - lse[:, None]
+    nll = -jnp.take_along_axis(log_p, labels[:, None], -1)[:, 0]
+    return jnp.mean(0.9 * nll - 0.1 * log_p.mean(-1) + 0.01 * lse**2)
+
+
+def close(a, b, tolerance=3e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+@pytest.mark.parametrize("mapped", BATCHES)
+@pytest.mark.parametrize("reduction, backend", [("mean", "xla"), ("none", "xla"), ("mean", "reference")])
+def test_vmap_of_grad_and_grad_of_vmap(reduction, backend, mapped):
+    """What is shared across the map gets the sum of its gradients, each counted once."""
+    arguments, axes = BATCHES[mapped], AXES[mapped]
+
+    def ours(*given):
+        return loss(*given, reduction=reduction, implementation=backend)
+
+    def of(function):
+        each = jax.vmap(jax.value_and_grad(function, (0, 1)), axes)(*arguments)
+        return each, jax.grad(lambda x, w: jax.vmap(function, axes)(x, w, arguments[2]).sum(), (0, 1))(*arguments[:2])
+
+    close(jax.jit(lambda: of(ours), compiler_options=grid.QUICK_COMPILE)(), of(plain), 1e-5)
+
+
+@reductions
+def test_eager_jit_scan_and_checkpoint(reduction):
+    def ours(hidden, head):
+        return loss(hidden, head, reduction=reduction)
+
+    expected = jax.value_and_grad(plain, (0, 1))(*BOTH)
+    found = jax.value_and_grad(ours, (0, 1))(*BOTH)
+    close(found, expected)
+    close(jax.jit(jax.value_and_grad(jax.checkpoint(ours), (0, 1)))(*BOTH), found, 1e-6)
+    batch = BATCHES["hidden"][0]
+
+    def summed(batch, head):
+        return jax.lax.scan(lambda total, x: (total + jax.checkpoint(ours)(x, head), None), jnp.float32(0), batch)[0]
+
+    right = jax.grad(lambda batch, head: sum(plain(x, head) for x in batch), (0, 1))(batch, HEAD)
+    close(jax.grad(summed, (0, 1))(batch, HEAD), right, 1e-5)
+
+
+@reductions
+def test_forward_mode_of_the_reference(reduction):
+    tangents = jnp.cos(HIDDEN), jnp.sin(HEAD)
+
+    def ours(hidden, head):
+        return loss(hidden, head, reduction=reduction, implementation="reference")
+
+    def attempts(f):
+        return (
+            jax.jvp(f, BOTH, tangents),
+            jax.linearize(f, *BOTH)[1](*tangents),
+            jax.jacfwd(f, (0, 1))(*BOTH),
+            jax.jvp(jax.grad(f, (0, 1)), BOTH, tangents),  # Hessian-vector products, both ways
+            jax.grad(lambda *p: sum(jnp.vdot(g, t) for g, t in zip(jax.grad(f, (0, 1))(*p), tangents, strict=True)), (0, 1))(
+                *BOTH
+            ),
+        )
+
+    close(jax.jit(lambda: attempts(ours), compiler_options=grid.QUICK_COMPILE)(), attempts(plain), 1e-5)
+
+
+@reductions
+def test_forward_mode_is_refused_elsewhere(reduction):
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(lambda x: loss(x, HEAD, reduction=reduction, implementation="xla"), (HIDDEN,), (HIDDEN,))
+
+
+@reductions
+def test_reverse_over_reverse(reduction):
+    """Kept gradients are differentiated like any other number."""
+    directions = jnp.cos(HIDDEN), jnp.sin(HEAD)
+
+    def product(f):
+        def slope(hidden, head):
+            gradients = jax.grad(f, (0, 1))(hidden, head)
+            return sum(jnp.vdot(g, t) for g, t in zip(gradients, directions, strict=True))
+
+        return jax.jit(jax.grad(slope, (0, 1)), compiler_options=grid.QUICK_COMPILE)(*BOTH)
+
+    close(product(lambda *p: loss(*p, reduction=reduction, implementation="xla")), product(plain), 1e-5)
+
+
+@reductions
+def test_clean_under_debug_nans_and_leak_checking(reduction):
+    hidden, labels = HIDDEN.at[0].set(jnp.array([1e4, -1e4, 0.0])), LABELS.at[1].set(-100)
+    with jax.debug_nans(True), jax.checking_leaks():
+        function = jax.jit(
+            jax.value_and_grad(lambda x, w: loss(x, w, labels, ignore_index=-100, reduction=reduction), (0, 1))
+        )
+        value, gradients = function(hidden, HEAD)
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+    assert not gradients[0][1].any()
+
+
+# --- products --------------------------------------------------------------------------------------
+
+PRODUCTS = {
+    "nothing": (None, "mean", 1),
+    "hidden": ((0,), "mean", 2),
+    "head": ((1,), "mean", 2),
+    "both": ((0, 1), "mean", 3),
+    "both, none": ((0, 1), "none", 4),
+    "hidden, none": ((0,), "none", 3),
+}
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_number_of_products(case):
+    """What is not differentiated costs no product: a frozen head two, not three."""
+    wanted, reduction, products = PRODUCTS[case]
+
+    def total(hidden, head):
+        return jnp.sum(
+            linear_cross_entropy(hidden, head, LABELS, chunk_rows=ROWS, reduction=reduction, implementation="xla")
+        )
+
+    function = total if wanted is None else jax.value_and_grad(total, wanted)
+    assert jax.jit(function).lower(*BOTH).as_text().count("stablehlo.dot_general") == products
+
+
+def test_explain_says_the_scheme():
+    def scheme(**options):
+        (decision,) = crossent_jax.explain(linear_cross_entropy, HIDDEN, HEAD, LABELS, chunk_rows=4, **options)
+        return str(decision)
+
+    assert "gradient in forward: 3 products" in scheme() and "2 chunks of at most 4 rows" in scheme()
+    assert "recompute: 4 products" in scheme(reduction="none")
+    assert "any transform" in scheme(implementation="reference")
+
+
+# --- a vocabulary split over a mesh axis -----------------------------------------------------------
+
+N, D, V = 10, 3, 24
+X = jax.random.normal(jax.random.key(2), (N, D))
+W = jax.random.normal(jax.random.key(3), (D, V))
+B = jax.random.normal(jax.random.key(4), (V,))
+Y = jnp.array([0, 2, 3, 7, 11, 14, 17, 20, 23, 5])
+MESHES = {"one axis": ((8,), ("model",)), "two axes": ((2, 4), ("data", "model"))}
+
+
+@pytest.mark.parametrize("check_vma", (True, False), ids=("vma", "no vma"))
+@pytest.mark.parametrize(
+    "case", ("mean", "none", "sum data", "loss_sum data", "none data", "mean reference", "sum vocab first")
+)
+def test_a_split_vocabulary_is_the_whole(case, check_vma):
+    """Gradients of hidden, head and bias taken outside ``jax.shard_map``."""
+    reduction, *words = case.split()
+    backend, axis = "reference" if "reference" in words else "xla", 0 if "vocab" in words else 1
+    data = "data" if "data" in words else None
+    shape, names = MESHES["two axes" if data else "one axis"]
+    mesh = jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+    head = W if axis else W.T
+    options = {"chunk_rows": 3, "label_smoothing": 0.1, "entropy_weight": 0.1, "head_vocab_axis": axis}
+
+    def shard(x, w, b, y, axis_name="model"):
+        given = {"bias": b, "reduction": reduction, "axis_name": axis_name, "implementation": backend}
+        out = linear_cross_entropy(x, w, y, **given, **options)
+        if reduction == "loss_sum":
+            return (out.psum("data") if data and axis_name else out).mean()
+        return jax.lax.psum(out, "data") if data and axis_name and reduction == "sum" else out
+
+    specs = (P(data), P(None, "model") if axis else P("model"), P("model"), P(data))
+    out_specs = P(data) if reduction == "none" else P()
+    split = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=check_vma)
+
+    def value_and_gradients(function):
+        def total(x, w, b):
+            out = function(x, w, b, Y)
+            return jnp.vdot(jnp.cos(jnp.arange(out.size, dtype=out.dtype)), out.reshape(-1))
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2)), compiler_options=grid.QUICK_COMPILE)(X, head, B)
+
+    close(value_and_gradients(split), value_and_gradients(lambda *a: shard(*a, axis_name=None)), 2e-6)
