@@ -167,6 +167,26 @@ def test_the_naive_formula_agrees_on_a_real_padded_batch():
     assert np.allclose(our_gradient, naive_gradient, rtol=0, atol=1e-5 * np.abs(naive_gradient).max())
 
 
+def test_the_fused_loss_is_the_one_of_the_logits_in_less_memory():
+    """At the shape of the demo's own batch, with padding."""
+    examples = batches.cut_into_sequences(FILES, 64)
+    batch = next(batches.in_order(batches.Examples(*(array[-5:] for array in examples)), 8))
+    parameters = model.init(0, 2048)
+
+    def on_logits(parameters, batch):
+        return losses.exact_loss(model.apply(parameters, batch.inputs), batch.labels)
+
+    whole, fused = (
+        jax.jit(jax.value_and_grad(objective)).lower(parameters, batch).compile()
+        for objective in (on_logits, language.fused)
+    )
+    assert fused.memory_analysis().temp_size_in_bytes < 0.7 * whole.memory_analysis().temp_size_in_bytes
+    (ours, our_gradients), (expected, gradients) = fused(parameters, batch), whole(parameters, batch)
+    assert math.isclose(ours, expected, rel_tol=1e-6)
+    for ours, right in zip(jax.tree.leaves(our_gradients), jax.tree.leaves(gradients), strict=True):
+        assert np.allclose(ours, right, rtol=0, atol=1e-5 * np.abs(right).max())
+
+
 def test_the_score_does_not_depend_on_how_the_padding_falls():
     examples = batches.cut_into_sequences(FILES[:2], 32)
     table = model.normal(np.random.default_rng(0), 1.0, 300, 300)

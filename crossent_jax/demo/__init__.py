@@ -1,1 +1,1 @@
-"""`python -m crossent_jax.demo`: trains small models with `crossent_jax.cross_entropy` and reports what it measured."""
+"""`python -m crossent_jax.demo`: trains small models with `crossent_jax` and reports what it measured."""

@@ -40,7 +40,7 @@ def main(options: Options) -> int:
     task = Task(apply, init(options.seed), train, validation, PEAK_LEARNING_RATE)
     outcome = run(task, options)
     print_scores(outcome, baselines, len(validation.labels))
-    print_cost(outcome.trainees)
+    print_cost(outcome)
     title = "Classifier of handwritten digits, trained with crossent_jax.cross_entropy"
     picture = save_picture(options.out / "digits.png", title, outcome.trainees, "image")
     return conclude(outcome, "logistic regression", baselines.logistic.nll, picture)

@@ -9,7 +9,7 @@ from .evaluate import Score, score
 from .losses import exact_loss, naive_loss
 from .train import Trainee, make_trainee, train
 
-LOSSES = {"crossent_jax": exact_loss, "naive": naive_loss}
+OURS, NAIVE, WHOLE = "crossent_jax", "naive", "with whole logits"
 
 
 class Options(NamedTuple):
@@ -26,33 +26,41 @@ class Options(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A model `apply(parameters, inputs) -> logits` and its data."""
+    """A model `apply(parameters, inputs) -> logits` and its data. `fused`: the same model's loss of a batch that never holds
+    the logits, or None to train on the logits."""
 
     apply: Callable
     parameters: Any
     train: Examples
     validation: Examples
     peak_learning_rate: float
+    fused: Callable | None = None
 
 
 class Outcome(NamedTuple):
-    """What was reached, in the order of `LOSSES`."""
+    """What was reached: ours, then the naive formula's if it was trained. `whole`: our loss compiled on whole logits, for
+    the memory it would take; None where it is what was trained."""
 
     trainees: list[Trainee]
     scores: list[Score]
     interrupted: bool
+    whole: Trainee | None = None
 
 
 def run(task: Task, options: Options) -> Outcome:
     """Both models start from the same parameters and see the same batches in the same order."""
     batches = shuffled(task.train, options.batch, options.seed)
     first = next(batches)
-    trainees = [
-        make_trainee(name, loss, task.apply, task.parameters, first)
-        for name, loss in LOSSES.items()
-        if options.naive or loss is exact_loss
-    ]
+    on_logits, naive = of_logits(task, exact_loss), of_logits(task, naive_loss)
+    objectives = {OURS: task.fused or on_logits} | ({NAIVE: naive} if options.naive else {})
+    trainees = [make_trainee(name, objective, task.parameters, first) for name, objective in objectives.items()]
+    whole = make_trainee(WHOLE, on_logits, task.parameters, first) if task.fused else None
     interrupted = train(trainees, batches, task.peak_learning_rate, options.steps, options.deadline)
     print(f"trained {len(trainees[0].losses)} of {options.steps} steps; scoring the held-out examples ...")
     scores = [score(task.apply, trainee.parameters, task.validation, options.batch) for trainee in trainees]
-    return Outcome(trainees, scores, interrupted)
+    return Outcome(trainees, scores, interrupted, whole)
+
+
+def of_logits(task: Task, loss: Callable) -> Callable:
+    """The loss of a batch through the model's logits."""
+    return lambda parameters, batch: loss(task.apply(parameters, batch.inputs), batch.labels)

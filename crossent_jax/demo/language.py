@@ -7,9 +7,10 @@ import jax
 
 from . import model
 from .baselines import bits_per_byte, fit_bigram, gzip_bits_per_byte
-from .batches import cut_into_sequences
+from .batches import Examples, cut_into_sequences
 from .bpe import train_bpe
 from .experiment import Options, Outcome, Task, run
+from .losses import fused_loss
 from .plot import save_picture
 from .report import conclude, print_cost, print_table
 from .text import Corpus, read_corpus
@@ -29,15 +30,22 @@ def main(options: Options) -> int:
         train=cut_into_sequences(train_files, options.seq_len),
         validation=cut_into_sequences(validation_files, options.seq_len),
         peak_learning_rate=PEAK_LEARNING_RATE,
+        fused=fused,
     )
     describe_padding(task)
     outcome = run(task, options)
     bigram_nll = bigram.nll(validation_files)
     print_scores(outcome, bigram_nll, sum(len(ids) - 1 for ids in validation_files), corpus)
-    print_cost(outcome.trainees)
-    title = "Language model of Python's standard library, trained with crossent_jax.cross_entropy"
+    print_cost(outcome)
+    title = "Language model of Python's standard library, trained with crossent_jax.linear_cross_entropy"
     picture = save_picture(options.out / "text.png", title, outcome.trainees, "token")
     return conclude(outcome, "the bigram model", bigram_nll, picture)
+
+
+def fused(parameters, batch: Examples):
+    """The loss of a batch, whose logits are never held."""
+    features = model.features(parameters, batch.inputs)
+    return fused_loss(features, parameters["embedding"], parameters["bias"].reshape(-1), batch.labels)
 
 
 def tokenize(corpus: Corpus, vocab_size: int):

@@ -1,19 +1,28 @@
-"""The training loss twice: by crossent_jax, and as a textbook writes it. Both are means over the labels that are not -1."""
+"""The training loss by crossent_jax, from logits and without them, and as a textbook writes it: means over the labels that
+are not -1."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from crossent_jax import cross_entropy
+from crossent_jax import cross_entropy, linear_cross_entropy
 
 PADDING = -1
 LABEL_SMOOTHING = 0.02
 Z_LOSS = 1e-4
+OPTIONS = {"ignore_index": PADDING, "label_smoothing": LABEL_SMOOTHING, "z_loss": Z_LOSS}
 
 
 def exact_loss(logits: Float[Array, "*rows v"], labels: Int[Array, "*rows"]) -> Float[Array, ""]:
     """The formula of `naive_loss`, computed by crossent_jax."""
-    return cross_entropy(logits, labels, ignore_index=PADDING, label_smoothing=LABEL_SMOOTHING, z_loss=Z_LOSS)
+    return cross_entropy(logits, labels, **OPTIONS)
+
+
+def fused_loss(
+    features: Float[Array, "*rows d"], embedding: Float[Array, "v d"], bias: Float[Array, " v"], labels: Int[Array, "*rows"]
+) -> Float[Array, ""]:
+    """`exact_loss` of the logits `features @ embedding.T + bias`, without holding them."""
+    return linear_cross_entropy(features, embedding, labels, head_vocab_axis=0, bias=bias, **OPTIONS)
 
 
 def naive_loss(logits: Float[Array, "*rows v"], labels: Int[Array, "*rows"]) -> Float[Array, ""]:

@@ -56,11 +56,16 @@ def normal(generator: np.random.Generator, deviation: float, *shape: int) -> Flo
 
 def apply(parameters: Parameters, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq v"]:
     """Logits of the next token at each position."""
+    return features(parameters, tokens) @ parameters["embedding"].T + parameters["bias"]
+
+
+def features(parameters: Parameters, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq width"]:
+    """What the output weights are multiplied with."""
     stream = WIDTH**0.5 * parameters["embedding"][tokens]
     for layer in parameters["layers"]:
         stream = stream + attention(layer, shift(rms_norm(stream, layer["attention_norm"]), layer["shift"]))
         stream = stream + mlp(layer, rms_norm(stream, layer["mlp_norm"]))
-    return rms_norm(stream, parameters["norm"]) @ parameters["embedding"].T + parameters["bias"]
+    return rms_norm(stream, parameters["norm"])
 
 
 def rms_norm(x: Float[Array, "batch seq width"], scale: Float[Array, "1 1 width"]) -> Float[Array, "batch seq width"]:

@@ -34,9 +34,13 @@ def mebibytes(trainee: Trainee) -> float:
     return trainee.temp_bytes / 2**20
 
 
-def print_cost(trainees: Sequence[Trainee]) -> None:
+def print_cost(outcome: Outcome) -> None:
     """Of the whole compiled training step: model, loss, gradients and optimiser."""
-    rows = [(trainee.name, (median_milliseconds(trainee), mebibytes(trainee))) for trainee in trainees]
+    rows: list[tuple[str, tuple[float | None, float]]] = [
+        (trainee.name, (median_milliseconds(trainee), mebibytes(trainee))) for trainee in outcome.trainees
+    ]
+    if outcome.whole:
+        rows.insert(1, (outcome.whole.name, (None, mebibytes(outcome.whole))))
     print_table("measured cost of one training step", ("median ms", "temp MiB"), rows)
 
 

@@ -45,13 +45,14 @@ class Trainee:
         self.step_seconds.append(time.perf_counter() - start)
 
 
-def make_trainee(name: str, loss: Callable, apply: Callable, parameters, batch: Examples) -> Trainee:
-    """Compiles `state, batch, learning_rate -> state, loss` ahead of time; `parameters` are copied."""
+def make_trainee(name: str, objective: Callable, parameters, batch: Examples) -> Trainee:
+    """Trains on `objective(parameters, batch)`, compiled ahead of time as `state, batch, learning_rate -> state, loss`;
+    `parameters` are copied."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.scale(-1.0))
 
     def step(state, batch, learning_rate):
         parameters, memory = state
-        value, gradient = jax.value_and_grad(lambda p: loss(apply(p, batch.inputs), batch.labels))(parameters)
+        value, gradient = jax.value_and_grad(objective)(parameters, batch)
         direction, memory = optimizer.update(gradient, memory)
         updates = jax.tree.map(lambda leaf: learning_rate * leaf, direction)
         return (optax.apply_updates(parameters, updates), memory), value
