@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from ._compat import lookup
 from ._core import NO_CLASS, Maybe, State, as_shift
@@ -24,9 +24,10 @@ from ._logit_map import logit_map, logit_map_slope
 
 
 class Operands(NamedTuple):
-    """The arrays a backend reads. ``target``: int32 class indices, -1 for "not in this block", or probabilities."""
+    """The arrays a backend reads. ``target``: int32 class indices, -1 for "not in this block", or probabilities. ``logits``:
+    floating; None until a chunk of a projection has them."""
 
-    logits: Float[Array, "..."]
+    logits: Any
     target: Any
     prior: Maybe = None
     class_mask: Maybe = None

@@ -21,7 +21,6 @@ Elsewhere all classes are one block: compilers of TPUs form dz inside the produc
 copies.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import NamedTuple
@@ -128,7 +127,7 @@ def _no_class(shapes: State, like: Array) -> State:
         full = jnp.full(shape.shape, start.get(name, 0), shape.dtype)
         return typed_like(to_varying(full, varying_axes(row)), row)
 
-    return State(**{name: field(name, shape) for name, shape in shapes._asdict().items()})
+    return State._make(field(name, shape) for name, shape in shapes._asdict().items())
 
 
 def _rows_at(plan: Plan, fused: Fused, start, size: int) -> Fused:
@@ -148,12 +147,12 @@ def _classes_at(plan: Plan, here: Fused, first, classes: int) -> Fused:
     if classes == classes_of(plan.layout, projection):
         return here
 
-    def piece(x, axis=-1):
-        return None if x is None else read(x, first, classes, axis % x.ndim)
+    def piece(x):
+        return None if x is None else read(x, first, classes, x.ndim - 1)
 
     target = operands.target
     return Fused(
-        Projection(projection.hidden, piece(projection.head, plan.layout.vocab_axis), piece(projection.bias)),
+        Projection(projection.hidden, read(projection.head, first, classes, plan.layout.vocab_axis), piece(projection.bias)),
         operands._replace(
             logits=piece(operands.logits),
             target=piece(target) if is_soft(target) else local_index(target, first, classes),
@@ -206,7 +205,8 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
     are 0 where a row is not ``fresh``."""
     if all(part is None for part in sums):
         return sums
-    layout, vocab_axis = plan.layout, plan.layout.vocab_axis
+    layout, vocab_axis, gradient_of = plan.layout, plan.layout.vocab_axis, plan.backend.dense_gradient
+    assert gradient_of is not None, "JAX differentiates this backend"
     hidden, _ = operands_of_product(here.projection)
     features = transposed(_without_dead_rows(plan.wanted, hidden, g))
     dx = None if sums.hidden is None else zeros(hidden, state.exp_sum.dtype)
@@ -215,7 +215,7 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
     def step(carry, first, classes):
         sums, dx, dt = carry
         block = _classes_at(plan, here, first, classes)
-        gradient = plan.backend.dense_gradient(plan.wanted, block.operands, state, g)
+        gradient = gradient_of(plan.wanted, block.operands, state, g)
         dz = gradient.logits
         sums = sums._replace(
             head=_added(sums.head, lambda: head_gradient(layout, dz, features, block.projection.head), first, vocab_axis),
@@ -248,13 +248,13 @@ def _without_dead_rows(wanted: Wanted, hidden: Array, g: State) -> Array:
 
 
 def as_primals(sums: Sums, fused: Fused, scale) -> Fused:
-    """The cotangents of the arrays, each in the dtype of its primal; 0 where no gradient was needed, so that their structure
-    is always the same (jax 0.7 demands it)."""
+    """The cotangents of the arrays, each in the dtype of its primal; 0 where no gradient was needed, for the reason of
+    :func:`as_shapes`."""
 
     def cotangent(total, primal):
-        if primal is None or not jnp.issubdtype(primal.dtype, jnp.floating):
+        if not _is_floating(primal):
             return None
-        if total is None:
+        if total is None or total.shape != primal.shape:
             return zeros(primal, primal.dtype)
         return (scale * total.astype(statistics_dtype(total.dtype))).astype(primal.dtype)
 
@@ -265,9 +265,7 @@ def as_primals(sums: Sums, fused: Fused, scale) -> Fused:
     )
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Needed:
+class Needed(NamedTuple):
     """Whether the gradient of each array of :class:`Sums` is asked for."""
 
     hidden: bool
@@ -276,6 +274,30 @@ class Needed:
     target: bool
     prior: bool
     temperature: bool
+
+
+def as_shapes(needed: Needed) -> Needed:
+    """Flags as empty or not empty arrays. A residual must have one structure whatever is differentiated: JAX (0.7, 0.12)
+    traces a jitted function's rules several times, and takes the structure of one for another."""
+    return Needed(*(jnp.zeros(int(flag)) for flag in needed))
+
+
+def from_shapes(flags: Needed) -> Needed:
+    """The flags again."""
+    return Needed(*(flag.size > 0 for flag in flags))
+
+
+def filled(sums: Sums, fused: Fused) -> Sums:
+    """The sums with 0 in the place of gradients that were not needed, for the same reason."""
+
+    def fill(total, part):
+        return jnp.zeros(()) if total is None and _is_floating(part) else total
+
+    return jax.tree.map(fill, sums, parts_of(fused), is_leaf=lambda x: x is None)
+
+
+def _is_floating(part) -> bool:
+    return part is not None and jnp.issubdtype(part.dtype, jnp.floating)
 
 
 def _is_primal(x) -> bool:

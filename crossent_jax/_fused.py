@@ -14,7 +14,6 @@ gives the cotangents of the state; the loss is plain ``jax.numpy`` and no option
 differentiated (a frozen head, frozen hidden states) is skipped.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,10 +29,13 @@ from ._chunk import (
     Plan,
     add_gradient,
     as_primals,
+    as_shapes,
     by_platform,
     chunk_at,
     chunk_state,
     chunks_of,
+    filled,
+    from_shapes,
     in_one_block,
     no_gradient,
     perturbed,
@@ -78,16 +80,17 @@ def _opaque_state(plan: Plan, fused: Fused) -> State:
 def _state_forward(plan: Plan, primals: Fused):
     fused, needed = values_of(primals), perturbed(primals)
     state = mapped_together(by_platform(plan, _states, fused))
-    return state, (fused, state, needed)
+    return state, (fused, state, as_shapes(needed))
 
 
 def _state_backward(plan: Plan, residuals, cotangents: State):
-    fused, states, needed = residuals
+    fused, states, flags = residuals
+    needed = from_shapes(flags)
     g = _cotangents(cotangents, states)
     plan = plan._replace(wanted=plan.wanted._replace(entropy=g.exp_dot is not None))
     if g.prior_dot is None:
         fused = fused._replace(operands=fused.operands._replace(prior=None))
-        needed = dataclasses.replace(needed, prior=False)
+        needed = needed._replace(prior=False)
 
     def sums_of(plan, fused, states, g):
         def step(sums, start, size, fresh):
@@ -110,7 +113,7 @@ def _cotangents(cotangents: State, states: State) -> State:
     given |= {"maximum": None, "argmax": None}
     always = ["exp_sum", "target_dot", "target_mass"] + (["prior_mass"] if given["prior_dot"] is not None else [])
     zeros = {name: jnp.zeros_like(getattr(states, name)) for name in always if given[name] is None}
-    return State(**given | zeros)
+    return State._make((given | zeros).values())
 
 
 def _is_zero(cotangent) -> bool:
@@ -151,8 +154,8 @@ def _sum(loss: Loss, plan: Plan, fused: Fused, rows: Any, shared: Any) -> Array:
 def _sum_forward(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Any):
     run = partial(_sum_and_gradients, loss, perturbed(fused))
     fused = values_of(fused)
-    total, *gradients = by_platform(plan, run, fused, values_of(rows), values_of(shared))
-    return total, (*gradients, fused)
+    total, sums, *gradients = by_platform(plan, run, fused, values_of(rows), values_of(shared))
+    return total, (filled(sums, fused), *gradients, fused)
 
 
 def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, rows: Any, shared: Any):
@@ -164,7 +167,7 @@ def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, row
         here = chunk_at(plan, fused, start, size)
         state = chunk_state(plan, here)
         row = jax.tree.map(lambda x: read(x, start, size, plan.axis), rows)
-        losses, pull = _floating_vjp(lambda *args: loss(*args, classes), state, row, shared)
+        losses, pull = _floating_vjp(lambda *inputs: loss(*inputs, classes=classes), state, row, shared)
         g, g_row, g_shared = pull(_of_fresh(fresh, to_varying(jnp.ones_like(losses), varying_axes(losses))))
         sums = add_gradient(plan, here, state, g, sums, start, fresh)
         return (sums, jax.tree.map(jnp.add, shared_sums, g_shared)), (losses, g_row)

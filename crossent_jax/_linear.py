@@ -11,7 +11,7 @@ from . import _checks as checks
 from ._arguments import check_linear_rows, check_options, moved
 from ._core import RowStats
 from ._row_loss import UserLoss, trace
-from ._rows import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss_of_rows
+from ._rows import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss, user_loss_of_rows
 
 
 def linear_cross_entropy(
@@ -374,5 +374,5 @@ def linear_loss(
     row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
     row_args = tuple(moved(x, -shift, len(batch) - 1) if shift else x for x in row_args)
     traced = trace(loss_fn, row_args, len(batch), rows.dtype)
-    run = user_loss_of_rows if traced.shareable else user_loss_of_rows.__wrapped__
+    run = user_loss_of_rows if traced.shareable else user_loss
     return run(spec, checks.reduction(reduction), UserLoss(traced.loss), traced.reads, rows, row_args, traced.constants)

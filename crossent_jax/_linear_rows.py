@@ -125,8 +125,9 @@ def _classes(plan: Plan, fused: Fused) -> int:
 
 def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, live) -> tuple[Plan, Fused]:
     """The plan, and the arrays with rows as (outer, inner)."""
-    hidden, batch = projection.hidden, projection.hidden.shape[:-1]
-    rows = cut_rows(batch, hidden.shape[-1], spec.linear.chunk_rows)
+    linear, hidden, batch = spec.linear, projection.hidden, projection.hidden.shape[:-1]
+    assert linear is not None, "a projection comes with a linear spec"
+    rows = cut_rows(batch, hidden.shape[-1], linear.chunk_rows)
     backend = BACKENDS[spec.backend]
     if backend.dense_gradient is None and live is not None:
         hidden = without_dead_values(hidden, live, -1)
@@ -140,7 +141,7 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
     operands = operands._replace(
         target=reshaped(target), class_mask=mask if mask is None or mask.ndim == 1 else reshaped(mask)
     )
-    layout = Layout(spec.linear.vocab_axis, spec.linear.logits_dtype or str(plan_dtype(projection)))
+    layout = Layout(linear.vocab_axis, linear.logits_dtype or str(plan_dtype(projection)))
     plan = Plan(
         backend, wanted, layout, len(rows.shape) - 1, rows.chunk, cpu_block(projection.head.shape[layout.vocab_axis])
     )

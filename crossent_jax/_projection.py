@@ -70,7 +70,9 @@ def head_gradient(
     rows = tuple(range(dz.ndim - 1))
     upright = head if layout.vocab_axis == 1 else head.T
     product = _product(features, dz.astype(features.dtype), tuple(range(1, dz.ndim)), rows, explicit_sharding(upright))
-    return product if layout.vocab_axis == 1 else product.T
+    if layout.vocab_axis == 1:
+        return product
+    return jax.lax.optimization_barrier(product).T  # else XLA swaps the operands, into a form its CPU backend refuses
 
 
 def transposed(hidden: Float[Array, "... d"]) -> Float[Array, "d ..."]:

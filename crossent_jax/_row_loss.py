@@ -48,7 +48,7 @@ def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype) -> Traced:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of a row's statistics and row_args; got {loss_fn!r}.")
     number, index = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((), jnp.int32)
-    stats = RowStats(number, number, number, number, number, number, index)
+    stats = RowStats._make([number] * 6 + [index])
     row = tuple(jax.ShapeDtypeStruct(x.shape[batch_axes:], x.dtype) for x in row_args)
     jaxpr, out = jax.make_jaxpr(loss_fn, return_shape=True)(stats, *row)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(out)]

@@ -204,11 +204,13 @@ def _keep_classes(spec: Spec, valid: Maybe, array):
     return array if valid is None else jnp.where(jnp.expand_dims(valid, spec.axis), array, 0)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def user_loss_of_rows(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str], rows: Rows, row_args, constants):
+def user_loss(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str], rows: Rows, row_args, constants):
     """A user's loss of each row, and the reduction."""
     parts = _prepare(spec, rows, prior="ce_prior" in reads)
     wanted = Wanted(spec.axis, spec.softcap, entropy="entropy" in reads, argmax="argmax" in reads)
     row_weights = None if rows.row_weights is None else rows.row_weights.astype(rows.dtype)
     of_rows, shared = (parts.valid, row_weights, row_args), (parts.prior_total, constants)
     return _reduced(spec, reduction, wanted, rows, parts, loss, of_rows, shared, row_weights, None)
+
+
+user_loss_of_rows = jax.jit(user_loss, static_argnums=(0, 1, 2, 3))

@@ -1,6 +1,6 @@
 """A call, checked: its static half and its arrays."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     """The arrays of a call. ``logits``: an array, or the projection that makes them. ``target``: labels as given, or
     probabilities; None elsewhere: not given."""
 
-    logits: Array | Projection
+    logits: Any
     target: Array
     where: Maybe
     row_weights: Maybe

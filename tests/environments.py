@@ -1,12 +1,13 @@
 """Legs of the test run beyond ``make test``, each in an environment of its own built from the project's files.
 
-    python tests/environments.py lint mutations peers aot floor newest
+    python tests/environments.py lint mutations peers frameworks aot floor newest
 
 | leg | what |
 |---|---|
 | lint | ruff (rules and format) and pyright |
 | mutations | the planted bugs of tests/mutations, each of which a named test must catch |
 | peers | torch 2.13 answers the committed fixtures again |
+| frameworks | models of Flax and Equinox train with the linear loss: tests/test_frameworks.py |
 | aot | tests/test_aot.py, with the compilers of TPUs and of an H100 |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
 | newest | the suite on Python 3.13 with the newest packages |
@@ -74,6 +75,11 @@ def peers() -> None:
     run(python, "tests/make_torch_fixtures.py", "--check")
 
 
+def frameworks() -> None:
+    python = environment("frameworks", sys.executable, "--editable", ".[test,frameworks]")
+    run(python, *SUITE, "tests/test_frameworks.py")
+
+
 def aot() -> None:
     python = environment("aot", sys.executable, "--editable", ".[test,tpu]", "absl-py", "flatbuffers")
     command = [str(python), "-c", "import jax; print(jax.__version__)"]
@@ -108,7 +114,7 @@ def check_that_nothing_moves(python: Path) -> None:
     print("installing beside jax 0.7.2 adds only", ", ".join(sorted(planned)), flush=True)
 
 
-LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, aot, floor, newest)}
+LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, aot, floor, newest)}
 
 
 def main(names: list[str]) -> None:

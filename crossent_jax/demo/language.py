@@ -4,10 +4,11 @@ import math
 import time
 
 import jax
+from jaxtyping import Array
 
 from . import model
 from .baselines import bits_per_byte, fit_bigram, gzip_bits_per_byte
-from .batches import Examples, cut_into_sequences
+from .batches import cut_into_sequences
 from .bpe import train_bpe
 from .experiment import Options, Outcome, Task, run
 from .losses import fused_loss
@@ -42,7 +43,7 @@ def main(options: Options) -> int:
     return conclude(outcome, "the bigram model", bigram_nll, picture)
 
 
-def fused(parameters, batch: Examples):
+def fused(parameters, batch) -> Array:
     """The loss of a batch, whose logits are never held."""
     features = model.features(parameters, batch.inputs)
     return fused_loss(features, parameters["embedding"], parameters["bias"].reshape(-1), batch.labels)
