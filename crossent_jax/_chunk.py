@@ -276,13 +276,13 @@ class Needed(NamedTuple):
     temperature: bool
 
 
-def as_shapes(needed: Needed) -> Needed:
+def as_shapes(needed: Needed) -> tuple[Array, ...]:
     """Flags as empty or not empty arrays. A residual must have one structure whatever is differentiated: JAX (0.7, 0.12)
     traces a jitted function's rules several times, and takes the structure of one for another."""
-    return Needed(*(jnp.zeros(int(flag)) for flag in needed))
+    return tuple(jnp.zeros(int(flag)) for flag in needed)
 
 
-def from_shapes(flags: Needed) -> Needed:
+def from_shapes(flags: tuple[Array, ...]) -> Needed:
     """The flags again."""
     return Needed(*(flag.size > 0 for flag in flags))
 
