@@ -10,7 +10,7 @@ help:
 	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
 	@echo "make test      the test suite in .venv"
 	@echo "make test-all  lint, planted bugs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
-	@echo "make bench     speed, memory and overhead of the losses of logits on this machine"
+	@echo "make bench     speed, memory and overhead of the losses on this machine"
 
 $(VENV)/installed: pyproject.toml
 	@start=$$(date +%s); \
@@ -35,6 +35,7 @@ $(VENV)/peers: $(VENV)/installed
 bench: $(VENV)/peers
 	$(RUN) -m benchmarks.dense
 	$(RUN) -m benchmarks.overhead
+	$(RUN) -m benchmarks.linear
 
 clean:
 	rm -rf $(VENV) .venvs
