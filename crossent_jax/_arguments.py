@@ -76,7 +76,7 @@ def _of_hidden(shift: int, z, labels, where, row_weights, segment_ids):
             )
         return labels, where, row_weights
     if not shape:
-        raise ValueError(f"shift={shift} needs a sequence axis, the last batch axis of hidden; hidden has shape {z.shape}.")
+        raise ValueError(f"shift={shift} needs a sequence axis, the last batch axis of hidden; hidden has no batch axis.")
     kept = jnp.broadcast_to(jnp.arange(shape[-1]) < shape[-1] - shift, shape)
     if where is not None:
         kept = kept & moved(where, -shift)

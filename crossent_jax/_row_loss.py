@@ -1,8 +1,8 @@
 """A loss that a user writes for one row, from its statistics: ``loss_fn(stats, *row_args) -> scalar``.
 
 It is mapped over rows here, so it cannot mix them. Only the statistics that it reads are computed. Two functions of the same
-code and the same closed-over values are one, so that a fresh lambda does not compile anew; arrays and tracers that it closes
-over become arguments, so that they get their gradients.
+code that refer to the same values, in closure, defaults or module, are one, so that a fresh lambda does not compile anew and
+a changed number is not missed; arrays and tracers that it closes over become arguments, so that they get their gradients.
 """
 
 import types
@@ -17,7 +17,8 @@ from jaxtyping import Array
 from ._core import RowStats, State, finalize
 from ._reduce import keep, weighted_losses
 
-SIMPLE = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType, types.BuiltinFunctionType, np.dtype)
+SIMPLE = (bool, int, float, complex, str, bytes, type(None), types.BuiltinFunctionType, np.dtype)
+FIXED = ("jax", "jaxlib", "numpy", "ml_dtypes", "math", "builtins", "crossent_jax")  # their names keep their meaning
 
 
 class RowLoss(NamedTuple):
@@ -69,17 +70,41 @@ def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype) -> Traced:
     )
 
 
-def function_key(function: Any) -> Any:
-    """What a function is, by value: its code and everything simple that it refers to; None if it closes over anything
-    else."""
+def function_key(function: Any, above: tuple = ()) -> Any:
+    """What a function is, by value: its code and everything simple that it refers to, in its closure, its defaults or its
+    module; None if it refers to anything else. ``above``: the functions that refer to this one."""
     if isinstance(function, types.FunctionType):
-        cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        keys = tuple(function_key(value) for value in (*cells, *defaults))
-        return None if None in keys else (function.__code__, id(function.__globals__), keys)
-    if isinstance(function, SIMPLE) or type(function).__module__.startswith(("jax", "jaxlib")) and callable(function):
-        return (type(function), function)
-    return None
+        if function.__code__ in above:
+            return function.__code__
+        above = (*above, function.__code__)
+        keys = tuple((name, function_key(value, above)) for name, value in _references(function))
+        return None if any(key is None for _, key in keys) else (function.__code__, keys)
+    return (type(function), function) if isinstance(function, SIMPLE) or _is_fixed(function) else None
+
+
+def _is_fixed(value: Any) -> bool:
+    """A module, class or function object of a package whose names do not change meaning; a user's may hold anything."""
+    if isinstance(value, types.ModuleType):
+        home = value.__name__
+    elif callable(value):
+        home = value.__module__ if isinstance(value, type) else type(value).__module__
+    else:
+        return False
+    return home.split(".")[0] in FIXED
+
+
+def _references(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The names that a function may look up outside itself, and what they stand for now."""
+    cells = zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True)
+    defaults = [*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
+    named = [(name, function.__globals__[name]) for name in _names(function.__code__) if name in function.__globals__]
+    return [*cells, *((str(name), value) for name, value in defaults), *named]
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The names that a code and the functions written inside it look up by name."""
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    return [*code.co_names, *inner]
 
 
 class UserLoss(NamedTuple):

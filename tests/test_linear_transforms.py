@@ -121,6 +121,24 @@ def test_reverse_over_reverse(reduction):
 
 
 @reductions
+@pytest.mark.parametrize("first", ["trained", "frozen"])
+def test_one_call_with_a_trained_and_with_a_frozen_head(first, reduction):
+    """As with a reference policy: equal calls in one program, of which one is not differentiated in the head."""
+    frozen = jnp.cos(HEAD)
+
+    def both(f):
+        def total(hidden, head):
+            calls = [lambda: f(hidden, head), lambda: f(hidden, frozen)]
+            return sum(call() for call in (calls if first == "trained" else calls[::-1]))
+
+        return total
+
+    jax.clear_caches()
+    ours = both(lambda *p: loss(*p, reduction=reduction, implementation="xla"))
+    close(jax.grad(ours, (0, 1))(*BOTH), jax.grad(both(plain), (0, 1))(*BOTH), 1e-5)
+
+
+@reductions
 def test_clean_under_debug_nans_and_leak_checking(reduction):
     hidden, labels = HIDDEN.at[0].set(jnp.array([1e4, -1e4, 0.0])), LABELS.at[1].set(-100)
     with jax.debug_nans(True), jax.checking_leaks():

@@ -1,6 +1,7 @@
 """One test per trap of the design (section 5) that concerns hidden states and a head, and the promises of ``shift`` and of a
 row loss of one's own."""
 
+import types
 from functools import partial
 
 import jax
@@ -250,6 +251,34 @@ def test_a_fresh_lambda_of_the_same_code_does_not_compile_anew():
     nll, entropy = (getattr(crossent_jax.row_stats(HIDDEN @ HEAD, LABELS), name).mean() for name in ("nll", "entropy"))
     np.testing.assert_allclose(first, 2 * nll + entropy, rtol=2e-6)
     np.testing.assert_allclose(linear_loss(scaled(5.0), HIDDEN, HEAD, LABELS), 5 * nll + entropy, rtol=2e-6)
+
+
+SCALE = 1.0
+SETTINGS = types.SimpleNamespace(scale=1.0)
+MODULE = types.ModuleType("settings")
+
+
+def scaled_by_helper(stats):
+    return SCALE * stats.nll
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lambda stats: SCALE * stats.nll,
+        lambda: lambda stats: scaled_by_helper(stats),
+        lambda: lambda stats: (lambda nll: SCALE * nll)(stats.nll),
+        lambda: lambda stats: SETTINGS.scale * stats.nll,
+        lambda: lambda stats: MODULE.scale * stats.nll,
+    ],
+    ids=["global", "helper", "inner function", "object", "module"],
+)
+def test_a_number_outside_the_function_that_changes_is_read_again(make, monkeypatch):
+    nll = crossent_jax.row_stats(HIDDEN @ HEAD, LABELS).nll.mean()
+    for number in (1.0, 3.0):
+        monkeypatch.setitem(globals(), "SCALE", number)
+        SETTINGS.scale = MODULE.scale = number
+        np.testing.assert_allclose(linear_loss(make(), HIDDEN, HEAD, LABELS), number * nll, rtol=2e-6)
 
 
 def test_a_closed_over_array_that_changes_is_read_again():

@@ -481,4 +481,18 @@ BUGS = (
         "if part is None:",
         "tests/test_linear_transforms.py::test_number_of_products",
     ),
+    Bug(
+        "linear: a global that a user's loss reads may change unseen",
+        "_row_loss.py",
+        "for name, value in defaults), *named]",
+        "for name, value in defaults)]",
+        "tests/test_linear_traps.py::test_a_number_outside_the_function_that_changes_is_read_again",
+    ),
+    Bug(
+        "linear: the structure of the residuals tells what is differentiated (wrong or refused on a second trace)",
+        "_fused.py",
+        "return total, (filled(sums, fused), *gradients, fused)",
+        "return total, (sums, *gradients, fused)",
+        "tests/test_linear_transforms.py::test_one_call_with_a_trained_and_with_a_frozen_head",
+    ),
 )
