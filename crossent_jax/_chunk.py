@@ -184,6 +184,7 @@ def parts_of(fused: Fused) -> Sums:
 
 
 def no_gradient(fused: Fused, needed: "Needed") -> Sums:
+    """Zeros for what is needed."""
     kept = Sums("hidden", "head", "bias", "target", "prior", "temperature")
     dtype = statistics_dtype(product_dtype(fused.projection))
 
@@ -277,8 +278,9 @@ class Needed(NamedTuple):
 
 
 def as_shapes(needed: Needed) -> tuple[Array, ...]:
-    """Flags as empty or not empty arrays. A residual must have one structure whatever is differentiated: JAX (0.7, 0.12)
-    traces a jitted function's rules several times, and takes the structure of one for another."""
+    """Flags as empty or not empty arrays. A residual must have one structure whatever is differentiated: JAX traces a jitted
+    function's rules anew for every set, and takes the structure of one for another (0.7.2 and 0.12 raise, 0.10.2 gave a
+    trained head the zero gradient of a frozen one)."""
     return tuple(jnp.zeros(int(flag)) for flag in needed)
 
 
@@ -305,6 +307,7 @@ def _is_primal(x) -> bool:
 
 
 def values_of(primals):
+    """The arrays that the rules of a ``custom_vjp`` with symbolic zeros get."""
     return jax.tree.map(lambda x: x.value, primals, is_leaf=_is_primal)
 
 

@@ -112,8 +112,8 @@ def _cotangents(cotangents: State, states: State) -> State:
     given = {name: None if _is_zero(g) else g for name, g in cotangents._asdict().items()}
     given |= {"maximum": None, "argmax": None}
     always = ["exp_sum", "target_dot", "target_mass"] + (["prior_mass"] if given["prior_dot"] is not None else [])
-    zeros = {name: jnp.zeros_like(getattr(states, name)) for name in always if given[name] is None}
-    return State._make((given | zeros).values())
+    nothing = {name: jnp.zeros_like(getattr(states, name)) for name in always if given[name] is None}
+    return State._make((given | nothing).values())
 
 
 def _is_zero(cotangent) -> bool:
@@ -138,7 +138,6 @@ class Loss(NamedTuple):
 def fused_sum(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Any) -> Array:
     """The sum of the losses of all rows. ``rows``: arrays with the rows' axes first, read with the rows; ``shared``: arrays
     that every row sees. Differentiable in every floating array."""
-
     return by_platform(plan, partial(_sum, loss), fused, rows, shared)
 
 
