@@ -6,10 +6,6 @@ before the mean.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .contenders import FORMULAS, ours, torch_mean_losses
+from .environment import write
 from .shapes import DENSE
 from .timing import geometric_mean, median_ratio, medians, rounds_of
 
@@ -125,14 +122,7 @@ def main() -> None:
     for summary in summaries:
         print(summary)
     if options.out:
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        }
-        options.out.write_text(json.dumps({"about": about, "summary": summaries, "rows": rows}, indent=1) + "\n")
+        write(options.out, summary=summaries, rows=rows)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ or is not installed is listed with the reason.
 """
 
 import argparse
-import datetime
 import importlib
-import json
-import platform
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +18,7 @@ import numpy as np
 import crossent_jax
 from crossent_jax._linear_rows import cut_rows
 
+from .environment import write
 from .linear import CHECKPOINT_ROWS, bare_products, checkpointed, compiled, float32_logits, inputs, naive, ours, shape
 from .timing import median_ratio, rounds_of
 
@@ -162,15 +160,7 @@ def main() -> None:
         rows.append(measure(n, d, v, options.dtype, options.seconds))
         show(rows[-1])
     if options.out:
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "jax": jax.__version__,
-            "jaxlib": importlib.import_module("jaxlib").__version__,
-            "python": platform.python_version(),
-            "platform": jax.devices()[0].client.platform_version,
-            "device": jax.devices()[0].device_kind,
-        }
-        options.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        write(options.out, rows=rows)
 
 
 if __name__ == "__main__":

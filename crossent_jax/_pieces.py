@@ -85,15 +85,35 @@ def read(x: jax.Array, start, size: int, axis: int) -> jax.Array:
     """The piece of ``x`` that begins at ``start``."""
     if isinstance(start, int):
         return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
-    if _is_half(x.dtype):
+
+    def slice_of(x, start):
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+    def slice_of_bits(x, start):
         x, start = jax.lax.optimization_barrier((x, start))  # else XLA makes the bits of all of x, before the loop
-    return _from_bits(jax.lax.dynamic_slice_in_dim(_bits(x), start, size, axis), x.dtype)
+        return _from_bits(slice_of(_bits(x), start), x.dtype)
+
+    return _by_platform(x, start, cpu=slice_of_bits, default=slice_of)
 
 
 def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     """``x`` with the piece at ``start`` replaced, in place inside a loop."""
-    bits = jax.lax.dynamic_update_slice_in_dim(_bits(x), _bits(piece.astype(x.dtype)), start, axis)
-    return _from_bits(bits, x.dtype)
+
+    def update(x, piece, start):
+        return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis)
+
+    def update_bits(x, piece, start):
+        return _from_bits(update(_bits(x), _bits(piece), start), x.dtype)
+
+    return _by_platform(x, piece.astype(x.dtype), start, cpu=update_bits, default=update)
+
+
+def _by_platform(x: jax.Array, *rest, cpu: Callable, default: Callable) -> jax.Array:
+    """``cpu`` for a 16-bit float on a CPU, whose backend would convert all of it to float32 to slice or update it; on a TPU
+    the bits are copies, two of all of ``x``."""
+    if not _is_half(x.dtype):
+        return default(x, *rest)
+    return jax.lax.platform_dependent(x, *rest, cpu=cpu, default=default)
 
 
 def write_fresh(x: jax.Array, piece: jax.Array, start, axis: int, fresh: jax.Array | None) -> jax.Array:
@@ -112,12 +132,11 @@ def add(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """A 16-bit float as an integer: XLA's CPU backend converts a whole bfloat16 array to float32 to slice or update it."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if _is_half(x.dtype) else x
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
 
 
 def _from_bits(x: jax.Array, dtype) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, dtype) if _is_half(dtype) else x
+    return jax.lax.bitcast_convert_type(x, dtype)
 
 
 def _is_half(dtype) -> bool:
