@@ -127,7 +127,7 @@ def compiled(function, *arguments):
 
 def measure(n: int, d: int, v: int, dtype: str, seconds: float) -> dict:
     """One row of the table."""
-    arguments, rows = inputs(n, d, v, dtype), cut_rows((n,), d, None).rows
+    arguments, rows = inputs(n, d, v, dtype), cut_rows((n,), d, v, None).rows
     losses = {"ours": ours, "naive": naive} | {f"checkpoint {s}": checkpointed(s) for s in CHECKPOINT_ROWS if s <= n}
     programs = {name: compiled(jax.value_and_grad(f, (0, 1)), *arguments) for name, f in losses.items()}
     programs["products"] = compiled(bare_products(rows), *arguments)

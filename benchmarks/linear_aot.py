@@ -43,7 +43,7 @@ def compile_one(name: str, chip: str, n: int, d: int, v: int, folder: Path) -> N
 
     from . import linear
 
-    rows = cut_rows((n,), d, None).rows
+    rows = cut_rows((n,), d, v, None).rows
     losses = {"ours": linear.ours, "naive": linear.naive}
     function = linear.bare_products(rows) if name == "products" else jax.value_and_grad(losses[name], (0, 1))
     program = compile_for(chip, function, ((n, d), "bfloat16"), ((d, v), "bfloat16"), ((n,), "int32"))

@@ -98,7 +98,7 @@ def square_product(dtype: str):
 
 def measure(n: int, d: int, v: int, dtype: str, seconds: float) -> dict:
     """All contenders at a shape."""
-    arguments, rows = inputs(n, d, v, dtype), cut_rows((n,), d, None).rows
+    arguments, rows = inputs(n, d, v, dtype), cut_rows((n,), d, v, None).rows
     programs, reasons = attempt(compilers(rows, n, arguments))
     temporary = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     runs = {name: partial(programs[name], *arguments) for name in sorted(programs, key=temporary.__getitem__)}

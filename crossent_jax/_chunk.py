@@ -7,18 +7,22 @@ With dz = dL/dz from the same ``block_gradient`` that the losses of logits use,
 dW, db and every other sum over chunks are float32; dz is cast to the dtype of the product after the one-hot was subtracted
 in float32. A row without cotangent enters x^T dz as 0, so that it adds nothing to dW even if its hidden state is NaN.
 
-On a CPU a chunk's classes are taken a block at a time while it is in the cache: the state is merged over blocks, and a
-block's dz is used for both products and dropped. Milliseconds of value and gradient on two cores, jax 0.10.2, and
-temporaries in MiB, when only dz was in blocks:
+On a CPU the classes of a large chunk are taken a block at a time, in the cache: the state is merged over blocks, and a
+block's dz is used for both products and dropped. Milliseconds of value and gradient on two cores with 1 MiB of L2 each (jax
+0.10.2, medians in one run), by the float32 logits of a block; "whole" is all of a chunk:
 
-| (n, d, v) | whole | blocks of 2048 | bare products |
-|---|---|---|---|
-| float32 (1024, 256, 65536) | 437, 96 | 359, 37 | 427, 96 |
-| bfloat16 (1024, 1024, 16384) | 365, 132 | 299, 117 | 400, 136 |
-| float32 (2048, 64, 16384) | 79, 12 | 87, 10 | 68, 12 |
+| (n, d, v) | chunk | 1/2 MiB | 2 MiB | 4 MiB | whole | bare products |
+|---|---|---|---|---|---|---|
+| float32 (4096, 64, 4096) | 2 MiB | 36 | 24 | | 24 | 20 |
+| float32 (2048, 64, 16384) | 8 MiB | 68 | 55 | 55 | 42 | 39 |
+| float32 (1024, 64, 65536) | 32 MiB | 170 | 141 | 132 | 141 | 111 |
+| float32 (1024, 256, 65536) | 32 MiB | 403 | 365 | 387 | 402 | 454 |
+| bfloat16 (2048, 64, 16384) | 8 MiB | 60 | 43 | 40 | 37 | 32 |
+| bfloat16 (1024, 64, 65536) | 32 MiB | 152 | 108 | 110 | 139 | 93 |
+| bfloat16 (1024, 256, 65536) | 32 MiB | 297 | 252 | 247 | 301 | 363 |
 
-Elsewhere all classes are one block: compilers of TPUs form dz inside the products, and on a GPU slices of the head would be
-copies.
+Elsewhere all classes are one block, and dz is made once, in the dtype of the products: a compiler of TPUs forms it inside
+both products if it may, which costs the exponential once more and, says its profiler, more cycles on v5e (fewer on v6e).
 """
 
 from collections.abc import Callable
@@ -49,17 +53,24 @@ from ._projection import (
 from .backends.record import Backend
 
 
+class Blocks(NamedTuple):
+    """How many classes of a chunk are taken at a time, for its state and for its gradient."""
+
+    state: int
+    gradient: int
+
+
 class Plan(NamedTuple):
     """The static half of a fused call. Chunks run along the rows' last axis, ``axis``: ``chunk`` of it at a time, and all of
-    the axis before it (if there is one), so that a batch axis split over devices stays where it is. ``block``: classes in a
-    block on a CPU."""
+    the axis before it (if there is one), so that a batch axis split over devices stays where it is. ``blocks``: those on a
+    CPU."""
 
     backend: Backend
     wanted: Wanted
     layout: Layout
     axis: int
     chunk: int
-    block: int
+    blocks: Blocks
 
 
 class Fused(NamedTuple):
@@ -80,7 +91,8 @@ def by_platform(plan: Plan, function: Callable, fused: Fused, *arguments):
 
 def in_one_block(plan: Plan, fused: Fused) -> Plan:
     """The plan with all classes in one block."""
-    return plan._replace(block=classes_of(plan.layout, fused.projection))
+    classes = classes_of(plan.layout, fused.projection)
+    return plan._replace(blocks=Blocks(classes, classes))
 
 
 def chunks_of(plan: Plan, fused: Fused) -> Pieces:
@@ -99,7 +111,7 @@ def chunk_at(plan: Plan, fused: Fused, start, size: int) -> Fused:
 
 def chunk_state(plan: Plan, here: Fused) -> State:
     """The state of a chunk's rows."""
-    blocks = cut(classes_of(plan.layout, here.projection), plan.block)
+    blocks = cut(classes_of(plan.layout, here.projection), plan.blocks.state)
     if blocks.all == 1:
         return plan.backend.dense_state(plan.wanted, here.operands)
 
@@ -217,10 +229,10 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
         sums, dx, dt = carry
         block = _classes_at(plan, here, first, classes)
         gradient = gradient_of(plan.wanted, block.operands, state, g)
-        dz = gradient.logits
+        dz = jax.lax.optimization_barrier(gradient.logits.astype(features.dtype))
         sums = sums._replace(
             head=_added(sums.head, lambda: head_gradient(layout, dz, features, block.projection.head), first, vocab_axis),
-            bias=_added(sums.bias, lambda: bias_gradient(dz), first, 0),
+            bias=_added(sums.bias, lambda: bias_gradient(gradient.logits), first, 0),
             prior=_added(sums.prior, lambda: gradient.prior, first, 0),
             temperature=None if sums.temperature is None else sums.temperature + gradient.temperature,
         )
@@ -228,7 +240,7 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
         dt = None if dt is None else write(dt, gradient.target, first, plan.axis + 1)
         return sums, dx, dt
 
-    sums, dx, dt = scan(cut(classes_of(layout, here.projection), plan.block), step, (sums, dx, dt))
+    sums, dx, dt = scan(cut(classes_of(layout, here.projection), plan.blocks.gradient), step, (sums, dx, dt))
     return sums._replace(
         hidden=None if dx is None else write_fresh(sums.hidden, dx, start, plan.axis, fresh),
         target=None if dt is None else write_fresh(sums.target, dt, start, plan.axis, fresh),

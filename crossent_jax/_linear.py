@@ -57,7 +57,7 @@ def linear_cross_entropy(
         bias: floating ``(v,)``. A bias of -inf masks its class.
         head_vocab_axis: the head's axis of length v, 1 or 0.
         chunk_rows: static; the most rows whose logits exist at once. None: as many as keep a chunk's float32 logits within
-            half the memory of the head's float32 gradient (d / 2), at least 128, at most half of the rows.
+            half the memory of the head's float32 gradient (d / 2), at least 128 and 2**20 logits, at most half of the rows.
         logits_dtype: the dtype to which a chunk's logits are rounded; None: not at all (float32; float64 for float64).
         shift: static; the label of a hidden state stands ``shift`` places later on the last batch axis. ``shift=1`` with
             ``labels=tokens`` predicts the next token. Labels without such a state are ignored. What belongs to labels

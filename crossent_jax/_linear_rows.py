@@ -2,7 +2,7 @@
 
 Chunks. A chunk's logits are float32 and live once, so their rows decide the memory of a call. By default they take at most
 half of what the head's float32 gradient takes (``rows = d / 2``), but chunks have at least 128 rows (fewer make the products
-slow) and at most half of all rows. ``chunk_rows`` overrides.
+slow) and 2**20 logits, and at most half of all rows. ``chunk_rows`` overrides.
 
 Rows are seen as (outer, inner), ``inner`` being the last batch axis, and a chunk is a stretch of ``inner`` for all of
 ``outer``: of (batch, sequence) rows every chunk takes a stretch of every sequence, so a batch axis that is split over
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._block import Operands, Wanted, is_soft, statistics_dtype
-from ._chunk import Fused, Plan
+from ._chunk import Blocks, Fused, Plan
 from ._compat import to_varying, varying_axes
 from ._core import State
 from ._fused import Loss, fused_sum, linear_state
@@ -30,7 +30,9 @@ from .backends import BACKENDS
 from .backends.record import Backend
 
 LEAST_ROWS = 128
-CPU_BLOCK = 1024
+LEAST_LOGITS = 2**20
+MOST_IN_CACHE = 2**21
+LEAST_BLOCK, MOST_BLOCK = 2**18, 2**19
 
 
 class Cut(NamedTuple):
@@ -56,32 +58,45 @@ class Cut(NamedTuple):
         return cut(self.inner, self.chunk).all
 
 
-def default_rows(rows: int, features: int) -> int:
+def default_rows(rows: int, features: int, classes: int) -> int:
     """Rows in a chunk by default; the module docstring has the budget."""
-    return max(1, min(max(LEAST_ROWS, features // 2), rows // 2))
+    return max(1, min(max(features // 2, LEAST_ROWS, LEAST_LOGITS // max(1, classes)), rows // 2))
 
 
-def cut_rows(batch: tuple[int, ...], features: int, chunk_rows: int | None) -> Cut:
+def cut_rows(batch: tuple[int, ...], features: int, classes: int, chunk_rows: int | None) -> Cut:
     """How the rows of a batch are cut."""
     inner = batch[-1] if batch else 1
     outer = 1
     for size in batch[:-1]:
         outer *= size
-    most = chunk_rows or default_rows(outer * inner, features)
+    most = chunk_rows or default_rows(outer * inner, features, classes)
     if outer > most:
         outer, inner = 1, outer * inner
     size = max(1, most // max(1, outer))
     return Cut(outer, inner, max(1, min(size, inner) if chunk_rows else even_size(inner, size)))
 
 
-def cpu_block(classes: int) -> int:
-    """Classes in a block on a CPU (``_chunk`` says why)."""
-    return even_size(classes, CPU_BLOCK)
+def cpu_blocks(rows: int, classes: int, itemsize: int, plain: bool) -> Blocks:
+    """On a CPU (``_chunk`` has the figures). A chunk that stays in the cache is one block where that needs no memory beside
+    it: the state of a plain call (:func:`is_plain`), and its gradient unless products are of 16 bits, whose dz is a copy.
+    Other blocks are so small a part of a chunk that what is held of them adds little to its memory."""
+    in_cache = plain and rows * classes <= MOST_IN_CACHE
+    logits = min(max(rows * classes // 16, LEAST_BLOCK), MOST_BLOCK) // (1 if plain else 2)
+    block = even_size(classes, logits // max(1, rows))
+    return Blocks(classes if in_cache else block, classes if in_cache and itemsize > 2 else block)
+
+
+def is_plain(wanted: Wanted, operands: Operands) -> bool:
+    """Whether a state reads nothing but logits and labels, and is no more than a cross-entropy needs: XLA's CPU backend
+    holds arrays of a block's size for anything else."""
+    extra = (wanted.softcap, operands.prior, operands.class_mask, operands.temperature)
+    return extra == (None,) * 4 and not (wanted.entropy or wanted.target_exp or wanted.argmax or is_soft(operands.target))
 
 
 def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduction: str) -> str:
     """The scheme of a call, for ``explain``."""
-    rows = cut_rows(projection.hidden.shape[:-1], projection.hidden.shape[-1], linear.chunk_rows)
+    *batch, features = projection.hidden.shape
+    rows = cut_rows(tuple(batch), features, projection.head.shape[linear.vocab_axis], linear.chunk_rows)
     chunks = f"{rows.chunks} chunk{'s' if rows.chunks > 1 else ''} of at most {rows.rows} rows"
     if backend.dense_gradient is None:
         return f"chunks recomputed by JAX, any transform, {chunks}"
@@ -127,7 +142,8 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
     """The plan, and the arrays with rows as (outer, inner)."""
     linear, hidden, batch = spec.linear, projection.hidden, projection.hidden.shape[:-1]
     assert linear is not None, "a projection comes with a linear spec"
-    rows = cut_rows(batch, hidden.shape[-1], linear.chunk_rows)
+    classes = projection.head.shape[linear.vocab_axis]
+    rows = cut_rows(batch, hidden.shape[-1], classes, linear.chunk_rows)
     backend = BACKENDS[spec.backend]
     if backend.dense_gradient is None and live is not None:
         hidden = without_dead_values(hidden, live, -1)
@@ -142,9 +158,8 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
         target=reshaped(target), class_mask=mask if mask is None or mask.ndim == 1 else reshaped(mask)
     )
     layout = Layout(linear.vocab_axis, linear.logits_dtype or str(plan_dtype(projection)))
-    plan = Plan(
-        backend, wanted, layout, len(rows.shape) - 1, rows.chunk, cpu_block(projection.head.shape[layout.vocab_axis])
-    )
+    blocks = cpu_blocks(rows.rows, classes, product_dtype(projection).itemsize, is_plain(wanted, operands))
+    plan = Plan(backend, wanted, layout, len(rows.shape) - 1, rows.chunk, blocks)
     return plan, Fused(projection._replace(hidden=reshaped(hidden)), operands)
 
 

@@ -87,7 +87,7 @@ def read(x: jax.Array, start, size: int, axis: int) -> jax.Array:
         return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
 
     def slice_of(x, start):
-        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis, allow_negative_indices=False)
 
     def slice_of_bits(x, start):
         x, start = jax.lax.optimization_barrier((x, start))  # else XLA makes the bits of all of x, before the loop
@@ -100,7 +100,7 @@ def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     """``x`` with the piece at ``start`` replaced, in place inside a loop."""
 
     def update(x, piece, start):
-        return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis)
+        return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis, allow_negative_indices=False)
 
     def update_bits(x, piece, start):
         return _from_bits(update(_bits(x), _bits(piece), start), x.dtype)

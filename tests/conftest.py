@@ -12,6 +12,7 @@ os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(10**6))
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,3 +24,16 @@ jaxtyping.install_import_hook([f"crossent_jax.{module}" for module in INTERNAL],
 def pytest_report_header(config):
     seed = os.environ[SEED_VARIABLE]
     return f"random seed: {seed} (repeat with {SEED_VARIABLE}={seed}); jax {jax.__version__}"
+
+
+@pytest.fixture(scope="module")
+def small_blocks():
+    """A chunk's classes cut into three blocks for its state and four for its gradient, as large ones are on a CPU."""
+    from crossent_jax import _chunk, _linear_rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        blocks = lambda rows, classes, itemsize, plain: _chunk.Blocks(classes // 3 + 1, classes // 4 + 1)  # noqa: E731
+        patch.setattr(_linear_rows, "cpu_blocks", blocks)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()

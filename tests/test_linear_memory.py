@@ -33,7 +33,7 @@ def naive(hidden, head, labels):
 
 def allowed_bytes(n, d, v):
     """The head's float32 gradient, 1.2 chunks of float32 logits, and 64 bytes a row."""
-    return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, None).rows * v + 64 * n
+    return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -51,13 +51,13 @@ def test_at_most_half_of_the_rows_at_once(batch):
     rows = 1
     for size in batch:
         rows *= size
-    assert 1 < cut_rows(batch, 16384, None).rows <= rows / 2
+    assert 1 < cut_rows(batch, 16384, 1000, None).rows <= rows / 2
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 64, 100, 5000])
 def test_chunk_rows_is_the_most(chunk_rows):
     for batch in [(4096,), (7, 585), (4096, 1), (1,), ()]:
-        assert cut_rows(batch, 16, chunk_rows).rows <= chunk_rows
+        assert cut_rows(batch, 16, 1000, chunk_rows).rows <= chunk_rows
 
 
 def test_a_tenth_of_the_naive_formula():
@@ -77,4 +77,4 @@ def test_per_token_losses_hold_one_chunk_of_logits_too():
 def test_evaluation_holds_less_than_two_chunks_of_logits():
     n, d, v = 4096, 256, 65536
     bytes_ = temporary_bytes(crossent_jax.linear_cross_entropy, shapes_and_dtypes(n, d, v, "float32"))
-    assert bytes_ <= 1.2 * 4 * cut_rows((n,), d, None).rows * v + 64 * n
+    assert bytes_ <= 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n

@@ -16,6 +16,7 @@ from crossent_jax._rows import user_loss_of_rows
 
 from . import grid, oracle
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 backends = pytest.mark.parametrize("backend", grid.BACKENDS)
 reductions = pytest.mark.parametrize("reduction", ("sum", "none"))
 ROWS, FEATURES, CLASSES = 7, 3, 11

@@ -15,6 +15,7 @@ import crossent_jax
 
 from . import grid, oracle
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 FAMILIES = {"hard": crossent_jax.linear_cross_entropy, "soft": crossent_jax.linear_soft_cross_entropy}
 IGNORED = grid.STATIC["ignore_index"][1]
 CONSTANTS = ("class_mask", "where", "labels", "cotangent")
