@@ -31,7 +31,7 @@ from .backends.record import Backend
 
 LEAST_ROWS = 128
 LEAST_LOGITS = 2**20
-MOST_IN_CACHE = 2**21
+MOST_IN_CACHE = 3 * 2**20
 LEAST_BLOCK, MOST_BLOCK = 2**18, 2**19
 
 
@@ -81,7 +81,8 @@ def cpu_blocks(rows: int, classes: int, itemsize: int, plain: bool) -> Blocks:
     it: the state of a plain call (:func:`is_plain`), and its gradient unless products are of 16 bits, whose dz is a copy.
     Other blocks are so small a part of a chunk that what is held of them adds little to its memory."""
     in_cache = plain and rows * classes <= MOST_IN_CACHE
-    logits = min(max(rows * classes // 16, LEAST_BLOCK), MOST_BLOCK) // (1 if plain else 2)
+    part = 8 if itemsize > 2 else 16
+    logits = min(max(rows * classes // part, LEAST_BLOCK), MOST_BLOCK) // (1 if plain else 2)
     block = even_size(classes, logits // max(1, rows))
     return Blocks(classes if in_cache else block, classes if in_cache and itemsize > 2 else block)
 
