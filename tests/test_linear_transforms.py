@@ -162,18 +162,30 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("case", PRODUCTS)
-def test_number_of_products(case):
-    """What is not differentiated costs no product: a frozen head two, not three."""
-    wanted, reduction, products = PRODUCTS[case]
+def products_of(function):
+    return jax.jit(function).lower(*BOTH).as_text().count("stablehlo.dot_general")
 
+
+def total_loss(reduction):
     def total(hidden, head):
         return jnp.sum(
             linear_cross_entropy(hidden, head, LABELS, chunk_rows=ROWS, reduction=reduction, implementation="xla")
         )
 
-    function = total if wanted is None else jax.value_and_grad(total, wanted)
-    assert jax.jit(function).lower(*BOTH).as_text().count("stablehlo.dot_general") == products
+    return total
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_number_of_products(case):
+    """What is not differentiated costs no product: a frozen head two, not three."""
+    wanted, reduction, products = PRODUCTS[case]
+    total = total_loss(reduction)
+    assert products_of(total if wanted is None else jax.value_and_grad(total, wanted)) == products
+
+
+@pytest.mark.parametrize("reduction, products", [("mean", 4), ("none", 5)])
+def test_a_checkpoint_around_it_costs_one_product_more(reduction, products):
+    assert products_of(jax.value_and_grad(jax.checkpoint(total_loss(reduction)), (0, 1))) == products
 
 
 def test_explain_says_the_scheme():

@@ -42,7 +42,7 @@ def main(options: Options) -> int:
     print_scores(outcome, baselines, len(validation.labels))
     print_cost(outcome)
     title = "Classifier of handwritten digits, trained with crossent_jax.cross_entropy"
-    picture = save_picture(options.out / "digits.png", title, outcome.trainees, "image")
+    picture = save_picture(options.out / "digits.png", title, outcome, "image")
     return conclude(outcome, "logistic regression", baselines.logistic.nll, picture)
 
 

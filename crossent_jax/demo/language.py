@@ -39,7 +39,7 @@ def main(options: Options) -> int:
     print_scores(outcome, bigram_nll, sum(len(ids) - 1 for ids in validation_files), corpus)
     print_cost(outcome)
     title = "Language model of Python's standard library, trained with crossent_jax.linear_cross_entropy"
-    picture = save_picture(options.out / "text.png", title, outcome.trainees, "token")
+    picture = save_picture(options.out / "text.png", title, outcome, "token")
     return conclude(outcome, "the bigram model", bigram_nll, picture)
 
 

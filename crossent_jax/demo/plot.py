@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from .experiment import NAIVE, OURS, WHOLE, Outcome
 from .report import mebibytes, median_milliseconds
 from .train import Trainee
 
@@ -15,11 +16,13 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 SMALLEST_SHOWN = 1e-7  # below it the axis of differences is linear, so that 0 has a place
-STYLES = {"crossent_jax": ("tab:blue", "-", 2.5), "naive": ("tab:orange", "--", 1.2)}
+STYLES = {OURS: ("tab:blue", "-", 2.5), NAIVE: ("tab:orange", "--", 1.2), WHOLE: ("tab:cyan", ":", 1.2)}
 
 
-def save_picture(path: Path, title: str, trainees: Sequence[Trainee], unit: str) -> Path:
+def save_picture(path: Path, title: str, outcome: Outcome, unit: str) -> Path:
     """Saves the picture and returns its path; the losses are in nats per `unit`."""
+    trainees = outcome.trainees
+    compiled = [*trainees[:1], *([outcome.whole] if outcome.whole else []), *trainees[1:]]
     lower_left = "difference" if len(trainees) == 2 else "curves"
     figure, axes = plt.subplot_mosaic(
         [["curves", "time"], [lower_left, "memory"]],
@@ -34,7 +37,7 @@ def save_picture(path: Path, title: str, trainees: Sequence[Trainee], unit: str)
         axes["difference"].sharex(axes["curves"])
         draw_difference(axes["difference"], trainees, unit)
     draw_bars(axes["time"], trainees, [median_milliseconds(t) for t in trainees], "median step time (ms)")
-    draw_bars(axes["memory"], trainees, [mebibytes(t) for t in trainees], "compiled temp memory (MiB)")
+    draw_bars(axes["memory"], compiled, [mebibytes(t) for t in compiled], "compiled temp memory (MiB)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -78,7 +81,9 @@ def draw_difference(axes: Axes, trainees: Sequence[Trainee], unit: str) -> None:
 def draw_bars(axes: Axes, trainees: Sequence[Trainee], values: Sequence[float], title: str) -> None:
     """One labelled bar for each model."""
     names = [trainee.name for trainee in trainees]
-    bars = axes.bar(names, values, width=0.6, color=[STYLES[name][0] for name in names])
+    bars = axes.bar(
+        [name.replace(" ", "\n", 1) for name in names], values, width=0.6, color=[STYLES[name][0] for name in names]
+    )
     axes.bar_label(bars, fmt="%.3g", padding=2)
     axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.18 * max(values)))
     axes.set_title(title, fontsize="medium")
