@@ -251,13 +251,15 @@ def show(name: str, chip: str, total: dict, memory: dict, operations: list[dict]
 
 def ratios(chip: str, ours: dict, products: dict) -> dict:
     """Ours over the bare products, each estimate over the same one; at least and at most differ where the profiler gave up.
-    The prediction of a program is its modelled cycles or those of its memory, whichever is more."""
+    The prediction of a program is its cycles (of the profile, or of the model where the profiler gave up on one of the two)
+    or those of its memory, whichever is more."""
     if "failure" in ours or "failure" in products:
         print(f"\n{chip}: {ours.get('failure') or products.get('failure')}")
         return {}
     mine, bare = ours["cycles"], products["cycles"]
     found = {key: mine[key] / bare[key] for key in mine if isinstance(mine[key], int) and isinstance(bare[key], int)}
-    found["prediction"] = max(mine["model"], mine["memory"]) / max(bare["model"], bare["memory"])
+    cycles = "profile" if "profile" in found else "model"
+    found["prediction"] = max(mine[cycles], mine["memory"]) / max(bare[cycles], bare["memory"])
     print(f"\n{chip} ours / products, target {TARGETS[chip]}: " + ", ".join(f"{k} {r:.3f}" for k, r in found.items()))
     return found
 

@@ -28,11 +28,14 @@ def pytest_report_header(config):
 
 @pytest.fixture(scope="module")
 def small_blocks():
-    """A chunk's classes cut into three blocks for its state and four for its gradient, as large ones are on a CPU."""
+    """A chunk's classes cut into three blocks for its state and four for its gradient (1024 at most), as those of a large
+    chunk are on a CPU."""
     from crossent_jax import _chunk, _linear_rows
 
+    def blocks(rows, classes, itemsize, plain):
+        return _chunk.Blocks(min(1024, classes // 3 + 1), min(1024, classes // 4 + 1))
+
     with pytest.MonkeyPatch.context() as patch:
-        blocks = lambda rows, classes, itemsize, plain: _chunk.Blocks(classes // 3 + 1, classes // 4 + 1)  # noqa: E731
         patch.setattr(_linear_rows, "cpu_blocks", blocks)
         jax.clear_caches()
         yield
