@@ -15,6 +15,7 @@ Needs jax[tpu]; for h100 the CUDA plugin of jax.
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import re
@@ -234,7 +235,7 @@ def cycles_of(name: str, chip: str, shape: tuple, seconds: float, top: int) -> d
         "profiler": aborted or "complete",
     }
     show(name, chip, total, memory, operations[:top], cost)
-    return {"cycles": total, **memory, "operations": operations}
+    return {"cycles": total, **memory, "operations": operations[:top]}
 
 
 def show(name: str, chip: str, total: dict, memory: dict, operations: list[dict], cycles_a_byte: float) -> None:
@@ -300,7 +301,7 @@ def main() -> None:
         help="whose temporary bytes (default: all)",
     )
     parser.add_argument("--shape", default=",".join(map(str, SHAPE)), help="rows,features,classes of the cycles")
-    parser.add_argument("--top", type=int, default=12, help="operations shown (default 12)")
+    parser.add_argument("--top", type=int, default=12, help="operations shown and kept (default 12)")
     parser.add_argument("--seconds", type=float, default=600, help="patience with one compilation (default 600)")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
@@ -314,7 +315,8 @@ def main() -> None:
         cycles[chip] = programs | {"ratios": ratios(chip, **programs)}
     temporary = {chip: memory(chip, options.seconds) for chip in options.memory}
     if options.out:
-        about = {"date": datetime.date.today().isoformat(), "shape": shape, "memory_shape": MEMORY_SHAPE}
+        versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")}
+        about = versions | {"date": datetime.date.today().isoformat(), "shape": shape, "memory_shape": MEMORY_SHAPE}
         options.out.write_text(json.dumps({"about": about, "cycles": cycles, "memory": temporary}, indent=1) + "\n")
 
 
