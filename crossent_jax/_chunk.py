@@ -9,7 +9,7 @@ in float32. A row without cotangent enters x^T dz as 0, so that it adds nothing 
 
 On a CPU the classes of a large chunk are taken a block at a time, in the cache: the state is merged over blocks, and a
 block's dz is used for both products and dropped. Milliseconds of value and gradient on two cores with 1 MiB of L2 each (jax
-0.10.2, medians in one run), by the float32 logits of a block; "whole" is all of a chunk:
+0.10.2, medians), by the float32 logits of a block; "whole" is all of a chunk:
 
 | (n, d, v) | chunk | 1/2 MiB | 2 MiB | 4 MiB | whole | bare products |
 |---|---|---|---|---|---|---|

@@ -93,8 +93,9 @@ def cpu_blocks(rows: int, classes: int, itemsize: int, plain: bool) -> Blocks:
 def is_plain(wanted: Wanted, operands: Operands) -> bool:
     """Whether a state reads nothing but logits and labels, and is no more than a cross-entropy needs: XLA's CPU backend
     holds arrays of a block's size for anything else."""
-    extra = (wanted.softcap, operands.prior, operands.class_mask, operands.temperature)
-    return extra == (None,) * 4 and not (wanted.entropy or wanted.target_exp or wanted.argmax or is_soft(operands.target))
+    given = (wanted.softcap, operands.prior, operands.class_mask, operands.temperature)
+    more = wanted.entropy or wanted.target_exp or wanted.argmax or is_soft(operands.target)
+    return not more and all(x is None for x in given)
 
 
 def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduction: str) -> str:
