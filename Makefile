@@ -10,7 +10,7 @@ help:
 	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
 	@echo "make test      the test suite in .venv"
 	@echo "make test-all  lint, planted bugs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
-	@echo "make bench     speed, memory and overhead of the losses on this machine"
+	@echo "make bench     the smoke suite of python -m benchmarks: speed, memory and errors on this machine"
 
 $(VENV)/installed: pyproject.toml
 	@start=$$(date +%s); \
@@ -33,9 +33,7 @@ $(VENV)/peers: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[peers]' && touch $@
 
 bench: $(VENV)/peers
-	$(RUN) -m benchmarks.dense
-	$(RUN) -m benchmarks.overhead
-	$(RUN) -m benchmarks.linear
+	$(RUN) -m benchmarks run
 
 clean:
 	rm -rf $(VENV) .venvs

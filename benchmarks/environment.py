@@ -1,31 +1,59 @@
-"""What a result was measured on, and the file that keeps both."""
+"""What a result was measured on."""
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
+PACKAGES = ("jax", "jaxlib", "libtpu", "crossent-jax", "optax", "numpy", "torch", "tokamax", "liger_kernel", "quack-kernels")
 
 
-def environment() -> dict[str, Any]:
-    """Date, versions, device and machine."""
-    device = jax.devices()[0]
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Of the checkout, with a plus where files differ from it; None outside one."""
+    try:
+        words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """Date, commit, versions and machine: everything but the device, which is never touched here."""
     return {
         "date": datetime.date.today().isoformat(),
+        "commit": commit(),
         "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": importlib.metadata.version("jaxlib"),
-        "device": device.device_kind,
-        "platform": device.client.platform_version,
+        "versions": {package: found for package in PACKAGES if (found := version(package))},
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
-def write(path: Path, **results: Any) -> None:
-    """The results as JSON, after the environment."""
-    path.write_text(json.dumps({"about": environment(), **results}, indent=1) + "\n")
+def processor() -> str:
+    """Its name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the device that JAX uses by default."""
+    import jax
+
+    device = jax.devices()[0]
+    found = {"platform": jax.default_backend(), "device": device.device_kind, "devices": jax.device_count()}
+    return machine() | found | {"runtime": device.client.platform_version}

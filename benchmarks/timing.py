@@ -1,34 +1,45 @@
 """Timing several functions fairly: interleaved, in shuffled order, medians, ratios within a round."""
 
+import math
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
+SHORTEST = 2e-3  # seconds of one sample: shorter calls are repeated within it
 
-def rounds_of(functions: dict, seconds: float = 1.0, at_least: int = 7) -> dict[str, np.ndarray]:
-    """Wall times in milliseconds of each zero-argument function, one per round.
+
+def milliseconds(function: Callable[[int], object], first: int, calls: int) -> float:
+    """Of one call, each waited for. ``function`` is given the number of the call, to take other inputs than before."""
+    start = time.perf_counter()
+    for i in range(first, first + calls):
+        jax.block_until_ready(function(i))
+    return 1e3 * (time.perf_counter() - start) / calls
+
+
+def rounds_of(functions: dict[str, Callable], seconds: float = 1.0, at_least: int = 7) -> dict[str, np.ndarray]:
+    """Wall times in milliseconds of each function, one per round.
 
     The functions take turns in a new order each round: drift of the machine meets all alike, and none always follows the
     same other, whose caches and threads it would inherit.
     """
     names, order = list(functions), np.random.default_rng(0)
-    for name in names:
-        jax.block_until_ready(functions[name]())
+    warm = {name: milliseconds(functions[name], 0, 2) for name in names}
+    calls = {name: max(1, math.ceil(1e3 * SHORTEST / warm[name])) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     end, rounds = time.perf_counter() + seconds * len(names), 0
     while rounds < at_least or time.perf_counter() < end:
         for name in order.permutation(names):
-            start = time.perf_counter()
-            jax.block_until_ready(functions[name]())
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(milliseconds(functions[name], rounds * calls[name], calls[name]))
         rounds += 1
     return {name: np.array(times[name]) for name in names}
 
 
-def medians(functions: dict, seconds: float = 1.0, at_least: int = 7) -> dict[str, float]:
-    """Median wall time in milliseconds of each function."""
-    return {name: float(np.median(times)) for name, times in rounds_of(functions, seconds, at_least).items()}
+def summary(times: np.ndarray) -> dict[str, float]:
+    """Median and the tenth and ninetieth percentile."""
+    p10, median, p90 = np.percentile(times, (10, 50, 90))
+    return {"median": float(median), "p10": float(p10), "p90": float(p90), "rounds": len(times)}
 
 
 def median_ratio(others: np.ndarray, ours: np.ndarray) -> float:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import crossent_jax
+from benchmarks.chips import TESTED as CHIPS
+from benchmarks.chips import compile_for, missing_compiler
 
-from .chips import CHIPS, compile_for, missing_compiler
 from .test_linear_memory import allowed_bytes, shapes_and_dtypes, value_and_gradient
 
 N, V = 4096, 50257

@@ -14,7 +14,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-TPU_TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
+# Of one chip, as documented: bytes a second of its memory and cycles a second. None of v7x: its clock is not.
+RATES = {"v4": (1228e9, 1.05e9), "v5e": (819e9, 1.5e9), "v5p": (2765e9, 1.75e9), "v6e": (1640e9, 1.75e9)}
 H100_DESCRIPTION = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -32,6 +34,7 @@ runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 CHIPS = (*TPU_TOPOLOGIES, "h100")
+TESTED = ("v5e", "v6e", "h100")
 
 
 def missing_compiler(chip: str) -> str | None:

@@ -1,0 +1,146 @@
+"""What the compilers of chips that are not here say: cycles, bytes and memory, nothing runs.
+
+Needs jax[tpu]; for h100 JAX's CUDA plugin. Cycles are estimates that were never held against a chip: they rank programs.
+"model": the cost that the compiler leaves in the program; "profile": of its static profiler, which gives up on some
+programs; "memory": the bytes of all operations over the chip's documented bandwidth, in cycles. "by operation": of each
+operation the profile (the model where there is none) or its memory, whichever is more, summed.
+"""
+
+import os
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+from rich.table import Table
+
+from . import records, table
+from .chips import CHIPS, RATES, missing_compiler
+from .contenders import CONTENDERS
+from .environment import machine
+from .hlo import operations_of, profile_of
+from .operations import OPERATIONS
+from .records import Bad
+from .run import Died, answers, bar, known, names_of, reshaped, shapes_of, without_figures
+from .shapes import AOT, AOT_IMPLEMENTATIONS, DTYPES, SUITES, Case
+
+KEPT_OPERATIONS = 12
+PROFILED = ("v5e", "v5p", "v6e")  # whose compilers have a static profiler
+
+
+def chosen_cases(options: Namespace) -> list[Case]:
+    """The committed ones, or those of the operations and shapes asked for."""
+    operations, shapes = known("operation", options.op, OPERATIONS), shapes_of(options.shape)
+    pool = AOT if not operations and not shapes else [*AOT, *(group for groups in SUITES.values() for group in groups)]
+    default = ["linear_cross_entropy"] if shapes and not operations else operations
+    groups = [reshaped(group, shapes) for group in pool if not default or group.operation in default]
+    cases = dict.fromkeys(case for group in groups for case in group.cases())
+    return [c for c in cases if c.dtype in (options.dtype or DTYPES) and c.mode in (options.mode or (c.mode,))]
+
+
+def compiled(case: Case, name: str, chip: str, folder: Path, flags: str, timeout: float) -> dict:
+    """What the worker says; :class:`Died` if the compiler kills it."""
+    variables = os.environ | {"LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"}
+    request = {"case": case, "name": name, "chip": chip, "text": str(folder / "program.txt")}
+    (message,) = answers(request, variables, timeout, module="benchmarks.aot_worker")
+    return message
+
+
+def row_of(case: Case, name: str, chip: str, timeout: float) -> dict:
+    """Of one program: compiled twice where there is a profiler, which may abort the process."""
+    platform = f"aot {chip}"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        try:
+            message = compiled(case, name, chip, folder, "", timeout)
+        except Died as death:
+            return without_figures(name, "failed", death.why, platform)
+        if "refused" in message:
+            return without_figures(name, "failed", message["refused"], platform)
+        row = {"impl": name, "platform": platform, "status": "ok", "ranked": CONTENDERS[case.operation][name].ranked}
+        row |= message
+        if chip in RATES:
+            row |= cycles(case, name, chip, folder, timeout)
+    return row
+
+
+def cycles(case: Case, name: str, chip: str, folder: Path, timeout: float) -> dict:
+    text, profiler = (folder / "program.txt").read_text(), None
+    if chip in PROFILED:
+        try:
+            compiled(case, name, chip, folder, f"--xla_jf_dump_static_llo_profile_to={folder}", timeout)
+            profiler = "complete"
+        except Died as death:
+            profiler = death.why
+    operations = operations_of(text, profile_of(folder))
+    bandwidth, clock = RATES[chip]
+    a_byte = clock / bandwidth
+
+    def dearest(operation: dict) -> float:
+        own = operation["model"] if operation["profile"] is None else operation["profile"]
+        return max(own, operation["bytes"] * a_byte)
+
+    return {
+        "model_cycles": sum(o["model"] for o in operations),
+        "profile_cycles": sum(o["profile"] or 0 for o in operations) if profiler == "complete" else None,
+        "memory_cycles": int(sum(o["bytes"] for o in operations) * a_byte),
+        "cycles_by_operation": int(sum(map(dearest, operations))),
+        "traffic_bytes": sum(o["bytes"] for o in operations),
+        "profiler": profiler,
+        "dearest_operations": operations[:KEPT_OPERATIONS],
+    }
+
+
+COLUMNS = (
+    ("model Mcycles", "model_cycles", 1e-6),
+    ("profile", "profile_cycles", 1e-6),
+    ("memory", "memory_cycles", 1e-6),
+    ("by operation", "cycles_by_operation", 1e-6),
+    ("traffic MiB", "traffic_bytes", 2**-20),
+    ("temp MiB", "temp_bytes", 2**-20),
+    ("products", "dots", 1),
+)
+
+
+def show(console, chip: str, case: Case, rows: list[dict]) -> None:
+    drawn = Table(title=f"{chip}: {case}", title_justify="left", show_edge=False, pad_edge=False)
+    for title in ("", *(title for title, _, _ in COLUMNS)):
+        drawn.add_column(title, justify="right" if title else "left")
+    for row in rows:
+        if row["status"] == "ok":
+            drawn.add_row(row["impl"], *(table.number(row.get(key), ",.1f" if s != 1 else "d", s) for _, key, s in COLUMNS))
+    console.print(drawn)
+    for row in rows:
+        why = row.get("reason") or (row["profiler"] if row.get("profiler") not in (None, "complete") else None)
+        if why:
+            console.print(f"  {row['impl']}: {why}", style="dim", markup=False)
+    console.print()
+
+
+def main(options: Namespace) -> int:
+    console = table.console()
+    chips = known("chip", options.chip, CHIPS) or [chip for chip in CHIPS if not missing_compiler(chip)]
+    for chip in chips:
+        if package := missing_compiler(chip):
+            raise Bad(
+                f"compiling for {chip} needs the package {package}: pip install '.[tpu]', or JAX's CUDA plugin for h100"
+            )
+    if not chips:
+        raise Bad("no compiler of another chip is installed: pip install '.[tpu]' for TPUs, JAX's CUDA plugin for h100")
+    cases, wanted = chosen_cases(options), options.impl or list(AOT_IMPLEMENTATIONS)
+    known("implementation", options.impl, sorted({name for case in cases for name in CONTENDERS[case.operation]}))
+    environment = machine() | {"platform": "aot", "device": ", ".join(chips)}
+    if options.out:
+        records.create(options.out, [records.line_of("environment", **environment)])
+    with bar(console) as progress:
+        task = progress.add_task("", total=len(cases) * len(chips))
+        for chip in chips:
+            for case in cases:
+                progress.update(task, description=f"{chip}: {case}")
+                names = [n for n in names_of(case, wanted) if CONTENDERS[case.operation][n].library == "jax"]
+                rows = [row_of(case, name, chip, options.timeout) for name in names]
+                if options.out:
+                    lines = [records.line_of("row", **records.fields_of(case), **row) for row in rows]
+                    records.append(options.out, lines)
+                show(progress.console, chip, case, rows)
+                progress.advance(task)
+    return 0

@@ -1,0 +1,134 @@
+"""Two files of results side by side: runs of one device, or two devices.
+
+A contender of ours is slower if its median is beyond the threshold and the spreads (p10 to p90) do not overlap. Times are
+the device's where both files have them, else wall. ``--ratios`` is for CI, where machines differ: how many times longer the
+naive formula takes than ours in the same run, and figures that are the compiler's (memory, products, cycles), which must be
+equal where the versions are.
+"""
+
+from argparse import Namespace
+from typing import NamedTuple
+
+from rich.table import Table
+
+from . import table
+from .records import Bad, Results, case_of, key_of, read
+from .timing import geometric_mean
+
+EXACT = ("temp_bytes", "dots", "model_cycles", "profile_cycles", "memory_cycles")
+BASELINES = ("naive", "optax-integer")  # the first that a case has
+
+
+class Line(NamedTuple):
+    """One figure in both files; ``change`` above 1 is worse."""
+
+    name: str
+    before: float
+    after: float
+    change: float
+    worse: bool
+
+
+def is_ours(implementation: str) -> bool:
+    return implementation.split("-")[0] == "ours"
+
+
+def pairs(before: Results, after: Results) -> list[tuple[dict, dict]]:
+    """Rows with figures in both; :class:`Bad` if the files are not of the same cases."""
+    cases = [{case_of(row) for row in results.rows} for results in (before, after)]
+    if not cases[0] or cases[0] != cases[1]:
+        (path, only) = (before.path, cases[0] - cases[1]) if cases[0] - cases[1] else (after.path, cases[1] - cases[0])
+        shown = "; ".join(sorted(map(str, only))[:3]) or "none: both are empty"
+        raise Bad(f"the files are not of the same cases: {len(only)} only in {path} ({shown}): measure the same suite twice")
+    found = {keyed(row): row for row in after.rows if row["status"] == "ok"}
+    return [(row, found[keyed(row)]) for row in before.rows if row["status"] == "ok" and keyed(row) in found]
+
+
+def keyed(row: dict) -> tuple:
+    """Ahead of time, a file holds several chips."""
+    return (*key_of(row), row["platform"] if row["platform"].startswith("aot") else "")
+
+
+def label(row: dict) -> str:
+    chip = f" {row['platform']}" if row["platform"].startswith("aot") else ""
+    return f"{case_of(row)} {row['impl']}{chip}"
+
+
+def time_line(before: dict, after: dict, threshold: float) -> Line | None:
+    which = "device_ms" if before.get("device_ms") and after.get("device_ms") else "wall_ms"
+    a, b = before.get(which), after.get(which)
+    if not a or not b:
+        return None
+    change = b["median"] / a["median"]
+    worse = is_ours(before["impl"]) and change > 1 + threshold and b["p10"] > a["p90"]
+    return Line(label(before), a["median"], b["median"], change, worse)
+
+
+def ratio_lines(rows: list[tuple[dict, dict]], threshold: float) -> list[Line]:
+    """How many times longer the baseline of each case takes than ours."""
+    found = {}
+    for before, after in rows:
+        rank = BASELINES.index(before["impl"]) if before["impl"] in BASELINES else None
+        if rank is not None and before.get("to_ours") and after.get("to_ours"):
+            found.setdefault(case_of(before), {})[rank] = (before, after)
+    lines = []
+    for choices in found.values():
+        before, after = choices[min(choices)]
+        change = before["to_ours"] / after["to_ours"]
+        name = f"{case_of(before)}: {before['impl']} / ours"
+        lines.append(Line(name, before["to_ours"], after["to_ours"], change, change > 1 + threshold))
+    return lines
+
+
+def exact_lines(rows: list[tuple[dict, dict]]) -> list[Line]:
+    """Figures of the compiler that changed; growth of ours is worse."""
+    lines = []
+    for before, after in rows:
+        for figure in EXACT if is_ours(before["impl"]) else ():
+            a, b = before.get(figure), after.get(figure)
+            if a is not None and b is not None and a != b:
+                lines.append(Line(f"{label(before)} {figure}", a, b, b / a if a else float("inf"), b > a))
+    return lines
+
+
+def same_compiler(before: Results, after: Results) -> bool:
+    packages = ("jax", "jaxlib", "libtpu")
+    versions = [[results.environment["versions"].get(package) for package in packages] for results in (before, after)]
+    return versions[0] == versions[1] and before.environment["platform"] == after.environment["platform"]
+
+
+def show(title: str, lines: list[Line]) -> None:
+    drawn = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for heading in ("", "before", "after", "change"):
+        drawn.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for line in sorted(lines, key=lambda line: -line.change):
+        style = "bold red" if line.worse else None
+        drawn.add_row(line.name, f"{line.before:.4g}", f"{line.after:.4g}", f"{line.change:.3f}", style=style)
+    console = table.console()
+    console.print(drawn)
+    changes = [line.change for line in lines]
+    if changes and min(changes) > 0 and max(changes) < float("inf"):
+        console.print(f"worst {max(changes):.3f}, best {min(changes):.3f}, geometric mean {geometric_mean(changes):.3f}\n")
+
+
+def main(options: Namespace) -> int:
+    before, after = read(options.before), read(options.after)
+    rows = pairs(before, after)
+    console = table.console()
+    console.print(f"before: {before.device}, {before.environment['versions'].get('jax')}, {before.environment['commit']}")
+    console.print(f"after:  {after.device}, {after.environment['versions'].get('jax')}, {after.environment['commit']}")
+    lines = [line for row in rows if (line := time_line(*row, options.threshold))]
+    if options.ratios:
+        lines = ratio_lines(rows, options.threshold)
+    if lines:
+        show("ratio to ours (above 1: ours is faster), change above 1: worse" if options.ratios else "milliseconds", lines)
+    if options.ratios or not lines:
+        if same_compiler(before, after):
+            exact = exact_lines(rows)
+            show("figures of the compiler that differ", exact) if exact else console.print("figures of the compiler: equal")
+            lines += exact
+        else:
+            console.print("figures of the compiler not compared: other versions or another platform")
+    worse = [line for line in lines if line.worse]
+    console.print(f"{len(worse)} worse of {len(lines)} compared, threshold {options.threshold:.0%}")
+    return 1 if worse else 0

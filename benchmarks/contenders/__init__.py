@@ -1,0 +1,17 @@
+"""Who is measured: the one table, by operation."""
+
+from .contender import Contender as Contender
+from .linear import LINEAR_CROSS_ENTROPY
+from .logits import CROSS_ENTROPY
+from .pairs import INFO_NCE, KL_DIVERGENCE, SOFT_CROSS_ENTROPY
+from .sharded import SHARDED_CROSS_ENTROPY, SHARDED_LINEAR_CROSS_ENTROPY
+
+CONTENDERS: dict[str, dict[str, Contender]] = {
+    "cross_entropy": CROSS_ENTROPY,
+    "linear_cross_entropy": LINEAR_CROSS_ENTROPY,
+    "soft_cross_entropy": SOFT_CROSS_ENTROPY,
+    "kl_divergence": KL_DIVERGENCE,
+    "info_nce": INFO_NCE,
+    "sharded_cross_entropy": SHARDED_CROSS_ENTROPY,
+    "sharded_linear_cross_entropy": SHARDED_LINEAR_CROSS_ENTROPY,
+}

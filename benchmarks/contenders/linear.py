@@ -1,0 +1,187 @@
+"""Losses of hidden states and a head: ours, the logits held whole, chunks under ``jax.checkpoint``, other libraries, and the
+bare matrix products that no exact scheme can do without."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+
+import crossent_jax
+from crossent_jax._linear_rows import cut_rows
+from crossent_jax._pieces import cut, read, scan_rows
+
+from . import logits
+from .contender import Contender
+
+GRADIENTS = ("value_and_grad",)
+
+
+def ours(hidden, head, labels):
+    return crossent_jax.linear_cross_entropy(hidden, head, labels)
+
+
+def ours_reference(hidden, head, labels):
+    return crossent_jax.linear_cross_entropy(hidden, head, labels, implementation="reference")
+
+
+def ours_per_token(hidden, head, labels):
+    return crossent_jax.linear_cross_entropy(hidden, head, labels, reduction="none").mean()
+
+
+def float32_logits(hidden, head):
+    return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
+
+
+def of_logits(loss):
+    return lambda hidden, head, labels: loss(float32_logits(hidden, head), labels)
+
+
+def logsumexp_sum(hidden, head, labels):
+    return of_logits(logits.logsumexp)(hidden, head, labels) * len(labels)
+
+
+def checkpointed(size: int):
+    """The formula on chunks of at most half of the rows, recomputed in the backward pass; the rest goes last."""
+
+    def loss(hidden, head, labels):
+        n, chunk = hidden.shape[0], jax.checkpoint(logsumexp_sum)
+        rows = min(size, max(1, n // 2))
+        count = n // rows
+        whole = hidden[: count * rows].reshape(count, rows, -1), labels[: count * rows].reshape(count, rows)
+        total, _ = jax.lax.scan(lambda total, part: (total + chunk(part[0], head, part[1]), None), jnp.float32(0), whole)
+        if count * rows < n:
+            total += chunk(hidden[count * rows :], head, labels[count * rows :])
+        return total / n
+
+    return loss
+
+
+def chunk_rows(case) -> int:
+    """Of ours, by default."""
+    return cut_rows((case.shape.n,), case.shape.d, case.shape.v, None).rows
+
+
+def bare_products(case):
+    """``(x W, z W^T, x^T z)`` chunk by chunk, in our chunks."""
+
+    def products(hidden, head, labels):
+        del labels
+
+        def chunk(total, start, size, fresh):
+            del fresh
+            x = read(hidden, start, size, 0)
+            z = float32_logits(x, head).astype(x.dtype)
+            dx = jax.lax.dot_general(z, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+            dw = jax.lax.dot_general(x, z, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+            return total + dw, dx.astype(x.dtype)
+
+        pieces = cut(hidden.shape[0], chunk_rows(case))
+        total, dx = scan_rows(pieces, chunk, jnp.zeros(head.shape, jnp.float32), 0)
+        return dx, total.astype(head.dtype)
+
+    return products
+
+
+def four_products(case):
+    """The logits of every chunk once more, before the three products."""
+    size, three = chunk_rows(case), bare_products(case)
+
+    def products(hidden, head, labels):
+        starts = jnp.array([min(start, hidden.shape[0] - size) for start in range(0, hidden.shape[0], size)])
+
+        def first_column(carry, start):
+            z = float32_logits(jax.lax.dynamic_slice_in_dim(hidden, start, size), head)
+            return carry, jax.lax.optimization_barrier(z)[:, 0]
+
+        return jax.lax.scan(first_column, (), starts)[1], three(hidden, head, labels)
+
+    return products
+
+
+def tokamax(case):
+    del case
+    loss = importlib.import_module("tokamax").linear_softmax_cross_entropy_loss
+    return lambda hidden, head, labels: loss(hidden, labels, head, reduction="mean")
+
+
+def torch_loss(case):
+    loss = logits.torch_loss(case)
+    return lambda hidden, head, labels: loss(hidden @ head, labels)
+
+
+def torch_products(case):
+    del case
+
+    def products(hidden, head, labels):
+        del labels
+        z = hidden @ head
+        return z @ head.T, hidden.T @ z
+
+    return products
+
+
+def torch_compiled(case):
+    loss = logits.torch_loss(case)
+    return importlib.import_module("torch").compile(lambda hidden, head, labels: loss((hidden @ head).float(), labels))
+
+
+def liger(case):
+    del case
+    loss = importlib.import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
+    return lambda hidden, head, labels: loss(hidden, head.T, labels)
+
+
+def cut_cross_entropy(case):
+    """Without the filter that drops small gradients: an exact answer against exact answers."""
+    del case
+    loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return lambda hidden, head, labels: loss(hidden, head.T, labels, filter_eps=None)
+
+
+def quack(case):
+    del case
+    loss = importlib.import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy
+    return lambda hidden, head, labels: loss(hidden, head.T, labels, reduction="mean")
+
+
+def formula(what, loss, **more):
+    return Contender(what, lambda case: loss, **more)
+
+
+def of_torch(what, make, *packages, platforms=("gpu",), **more):
+    return Contender(what, make, "torch", ("torch", *packages), platforms, **more)
+
+
+HALF = ("bfloat16", "float16")
+LINEAR_CROSS_ENTROPY = {
+    "ours": formula("crossent_jax.linear_cross_entropy", ours),
+    "ours-reference": formula("the same, implementation='reference'", ours_reference),
+    "ours-per-token": formula("reduction='none', then the mean", ours_per_token, ranked=False, products=4, modes=GRADIENTS),
+    "ours-frozen-head": formula(
+        "the gradient of hidden alone", ours, ranked=False, products=2, differentiated=1, modes=GRADIENTS, least_width=1024
+    ),
+    **{f"checkpoint-{s}": formula(f"jax.checkpoint over {s} rows", checkpointed(s)) for s in (128, 512, 1024)},
+    "naive": formula("softmax of the whole logits, then log", of_logits(logits.naive)),
+    "logsumexp": formula("logsumexp of the whole logits", of_logits(logits.logsumexp)),
+    "optax-integer": formula("optax on the whole logits", of_logits(logits.optax_integer)),
+    "t5x": formula("the form of T5X and MaxText on the whole logits", of_logits(logits.t5x)),
+    "tokamax": Contender("tokamax's own choice", tokamax, packages=("tokamax",)),
+    "products": Contender("three bare products, our chunks", bare_products, modes=GRADIENTS, ranked=False, is_loss=False),
+    "products-4": Contender(
+        "the logits once more",
+        four_products,
+        modes=GRADIENTS,
+        ranked=False,
+        is_loss=False,
+        products=4,
+        platforms=("gpu", "tpu"),
+    ),
+    "torch": of_torch("linear layer and cross_entropy", torch_loss, platforms=("cpu", "gpu")),
+    "torch-products": of_torch(
+        "its three bare products", torch_products, platforms=("cpu", "gpu"), ranked=False, is_loss=False, modes=GRADIENTS
+    ),
+    "torch-compile": of_torch("torch.compile, float32 loss", torch_compiled),
+    "liger": of_torch("liger_fused_linear_cross_entropy", liger, "liger_kernel"),
+    "cce": of_torch("cut_cross_entropy without its filter", cut_cross_entropy, "cut_cross_entropy"),
+    "quack": of_torch("chunked_linear_cross_entropy", quack, "quack", dtypes=HALF),
+}

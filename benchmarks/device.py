@@ -1,0 +1,129 @@
+"""What only the device can tell: how long it was busy, how much memory it held, how fast it copies and multiplies."""
+
+import contextlib
+import ctypes
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .timing import milliseconds
+
+TRACED_CALLS = 5
+
+
+# --- time ------------------------------------------------------------------------------------------
+
+
+def device_milliseconds(function: Callable[[int], object]) -> np.ndarray | None:
+    """Busy time of the device in each of a few calls, from the profiler; None where its trace has no device (a CPU)."""
+    if jax.default_backend() == "cpu":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for i in range(TRACED_CALLS):
+                jax.block_until_ready(function(i))
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        return busy(intervals(jax.profiler.ProfileData.from_file(str(path))), TRACED_CALLS)
+
+
+def intervals(profile) -> list[tuple[float, float]]:
+    """(start, end) in nanoseconds of what ran on the first device: whole programs where the trace names them, as a TPU's
+    does, else every operation of every stream, as a GPU's."""
+    planes = sorted((plane for plane in profile.planes if plane.name.startswith("/device:")), key=lambda plane: plane.name)
+    lines = [line for line in planes[0].lines] if planes else []
+    chosen = [line for line in lines if line.name == "XLA Modules"] or [line for line in lines if "Stream" in line.name]
+    return sorted((event.start_ns, event.start_ns + event.duration_ns) for line in chosen for event in line.events)
+
+
+def busy(spans: list[tuple[float, float]], calls: int) -> np.ndarray | None:
+    """Milliseconds covered by the spans of each call. Calls follow each other and do the same, so each has an equal share
+    of the spans in order of time; where they do not divide, every call is given the mean."""
+    if not spans:
+        return None
+    if len(spans) % calls:
+        return np.full(calls, covered(spans) / calls / 1e6)
+    share = len(spans) // calls
+    return np.array([covered(spans[i * share : (i + 1) * share]) / 1e6 for i in range(calls)])
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union."""
+    total, end = 0.0, -np.inf
+    for start, stop in spans:
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+def status_kib(field: str) -> int:
+    """A line of this process's /proc status."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(field + ":")[1].split()[0])
+
+
+def give_back_freed_memory() -> None:
+    """What the allocator keeps for later would hide the next rise; other C libraries than glibc have no such call."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_bytes(run: Callable[[], object]) -> int | None:
+    """How far memory rose during one run. On a CPU: of this process's resident memory, where Linux lets it be reset. On an
+    accelerator: the device's peak since the process began, so contenders are run in the order of what they need. None
+    where nothing counts."""
+    if jax.default_backend() != "cpu":
+        jax.block_until_ready(run())
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    with contextlib.suppress(OSError):
+        give_back_freed_memory()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status_kib("VmRSS")
+        jax.block_until_ready(run())
+        return 1024 * max(0, status_kib("VmHWM") - before)
+    jax.block_until_ready(run())
+    return None
+
+
+def available_bytes() -> int | None:
+    """Of the machine's memory; None where Linux does not say."""
+    with contextlib.suppress(OSError):
+        return 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    return None
+
+
+# --- ceilings --------------------------------------------------------------------------------------
+
+
+def fastest_seconds(function: Callable[[int], object], repeats: int = 7) -> float:
+    milliseconds(function, 0, 1)
+    return min(milliseconds(function, 0, 1) for _ in range(repeats)) / 1e3
+
+
+def copy_seconds(array) -> float:
+    """Of reading and writing an array in place, so that no page of memory is new."""
+    program, held = jax.jit(lambda x: x + jnp.ones((), x.dtype), donate_argnums=0), [array]
+
+    def step(i: int):
+        held[0] = program(held[0])
+        return held[0]
+
+    return fastest_seconds(step)
+
+
+def ceilings(dtype: str) -> dict[str, float]:
+    """Bytes a second of a large copy, read and written, and operations a second of a large square product."""
+    size, side = (2**25, 1024) if jax.default_backend() == "cpu" else (2**28, 8192)
+    array = jax.random.normal(jax.random.key(0), (size,)).astype(dtype)
+    square = jax.random.normal(jax.random.key(1), (side, side)).astype(dtype)
+    product = jax.jit(jnp.dot)
+    return {
+        "bytes_per_second": 2 * array.nbytes / copy_seconds(array),
+        "operations_per_second": 2 * side**3 / fastest_seconds(lambda i: product(square, square)),
+    }

@@ -1,0 +1,101 @@
+"""Results on disk: JSON lines, the environment first, then ceilings, then one row per contender of each case.
+
+Every line has ``schema`` and ``kind``. A line is whole or the file is refused: nothing is guessed from half of one.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .shapes import Case, Shape
+
+SCHEMA = 1
+KINDS = {
+    "environment": ("date", "versions", "platform", "device"),
+    "ceiling": ("dtype", "bytes_per_second", "operations_per_second"),
+    "row": ("op", "n", "d", "v", "dtype", "mode", "impl", "platform", "status"),
+}
+
+
+class Bad(Exception):
+    """What is wrong with what the user gave; shown as one line, with exit status 2."""
+
+
+class Results(NamedTuple):
+    """A file's contents."""
+
+    path: Path
+    environment: dict[str, Any]
+    ceilings: dict[str, dict[str, float]]
+    rows: list[dict[str, Any]]
+
+    @property
+    def device(self) -> str:
+        return f"{self.environment['platform']} {self.environment['device']}"
+
+
+def case_of(row: dict) -> Case:
+    return Case(row["op"], Shape(row["n"], row["v"], row["d"]), row["dtype"], row["mode"])
+
+
+def key_of(row: dict) -> tuple[Case, str]:
+    return case_of(row), row["impl"]
+
+
+def fields_of(case: Case) -> dict[str, Any]:
+    return {"op": case.operation, **case.shape._asdict(), "dtype": case.dtype, "mode": case.mode}
+
+
+def line_of(kind: str, **fields: Any) -> str:
+    return json.dumps({"schema": SCHEMA, "kind": kind, **fields}) + "\n"
+
+
+def parsed(path: Path, number: int, line: str) -> dict:
+    """One line, or :class:`Bad` with the file, the line and the fix."""
+    where = f"{path}, line {number}"
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        raise Bad(f"{where}: not JSON, the file is damaged or was cut short: delete this line, then go on") from None
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, int) or record.get("kind") not in KINDS:
+        raise Bad(f"{where}: not a line of results: expected schema {SCHEMA} and a kind of {', '.join(KINDS)}")
+    if schema > SCHEMA:
+        raise Bad(f"{where}: has schema {schema}, this version reads up to {SCHEMA}: update crossent_jax")
+    missing = [field for field in KINDS[record["kind"]] if field not in record]
+    if missing:
+        raise Bad(f"{where}: a line of kind {record['kind']!r} without {', '.join(missing)}")
+    return record
+
+
+def read(path: Path) -> Results:
+    """A file of results; :class:`Bad` if it is missing, damaged, empty or from a newer version."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Bad(f"cannot read {path}: {error}") from None
+    records = [parsed(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    environments = [record for record in records if record["kind"] == "environment"]
+    if len(environments) != 1:
+        raise Bad(f"{path}: expected one line of kind 'environment', got {len(environments)}: not a file of one run")
+    if not text.endswith("\n"):
+        raise Bad(f"{path}: the last line has no end, the file was cut short: delete that line, then go on")
+    ceilings = {record["dtype"]: record for record in records if record["kind"] == "ceiling"}
+    return Results(path, environments[0], ceilings, [record for record in records if record["kind"] == "row"])
+
+
+def create(path: Path, lines: Iterable[str]) -> None:
+    """A new file; :class:`Bad` if there is one or it cannot be written."""
+    try:
+        with path.open("x") as file:
+            file.writelines(lines)
+    except FileExistsError:
+        raise Bad(f"{path} exists and is left as it is: choose another --out, or go on with it by --resume") from None
+    except OSError as error:
+        raise Bad(f"cannot write {path}: {error.strerror}") from None
+
+
+def append(path: Path, lines: Iterable[str]) -> None:
+    with path.open("a") as file:
+        file.writelines(lines)

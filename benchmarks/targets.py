@@ -1,0 +1,270 @@
+"""What the library promises in numbers, beside what files of results say: the worst case of each, with its name.
+
+Ratios are our time over the other's unless the text says "times longer". Without files: the committed results.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from . import table
+from .records import Results, case_of, read
+from .shapes import LINEAR, LOGITS, PRESETS, Shape
+from .timing import geometric_mean
+
+COMMITTED = Path(__file__).parent / "results"
+FORMULAS = ("optax-integer", "optax-one-hot", "naive", "logsumexp")
+Rows = list[dict]
+
+
+class Target(NamedTuple):
+    """``figures(rows)``: name and value of each case. ``at_most`` is False where more is better."""
+
+    text: str
+    bound: float
+    figures: Callable[[Rows], Iterable[tuple[str, float]]]
+    at_most: bool = True
+    mean: bool = False  # the geometric mean is held against the bound, not the worst
+
+
+def by_case(rows: Rows, operation: str, dtype: str, mode: str, shapes: Iterable[Shape], platform: str | None = None):
+    """Shape and the measured rows of its contenders, by name."""
+    found: dict[Shape, dict[str, dict]] = {}
+    for row in rows:
+        case = case_of(row)
+        wanted = (case.operation, case.dtype, case.mode) == (operation, dtype, mode) and case.shape in tuple(shapes)
+        on_platform = row["platform"] == platform if platform else not row["platform"].startswith("aot")
+        if wanted and on_platform and row["status"] == "ok":
+            found.setdefault(case.shape, {})[row["impl"]] = row
+    return [(shape, row) for shape, row in found.items() if "ours" in row]
+
+
+def against_best_formula(dtype: str, mode: str):
+    """How many times longer the best formula takes."""
+
+    def figures(rows):
+        for shape, found in by_case(rows, "cross_entropy", dtype, mode, LOGITS):
+            ratios = {name: found[name]["to_ours"] for name in FORMULAS if name in found}
+            if ratios:
+                best = min(ratios, key=ratios.__getitem__)
+                yield f"{shape} {best}", ratios[best]
+
+    return figures
+
+
+def times_longer(name: str, dtype: str, mode: str):
+    def figures(rows):
+        for shape, found in by_case(rows, "cross_entropy", dtype, mode, LOGITS):
+            if name in found:
+                yield str(shape), found[name]["to_ours"]
+
+    return figures
+
+
+def memory_of_logits(rows):
+    """Temporary bytes over 64 a row and 4 MiB."""
+    for dtype in ("float32", "bfloat16"):
+        for shape, found in by_case(rows, "cross_entropy", dtype, "value_and_grad", LOGITS):
+            yield f"{shape} {dtype}", found["ours"]["temp_bytes"] / (64 * shape.n + 4 * 2**20)
+
+
+def small_call(mode: str, figure: Callable[[dict, dict], float]):
+    def figures(rows):
+        for shape, found in by_case(rows, "cross_entropy", "float32", mode, [Shape(32, 10)]):
+            if "optax-integer" in found:
+                yield str(shape), figure(found["ours"], found["optax-integer"])
+
+    return figures
+
+
+def linear(dtype: str, figure: Callable[[dict], float | None], keep=lambda shape: True, shapes=LINEAR, platform=None):
+    """``figure`` of the rows of each shape that has one."""
+
+    def figures(rows):
+        for shape, found in by_case(rows, "linear_cross_entropy", dtype, "value_and_grad", shapes, platform):
+            value = figure(found) if keep(shape) else None
+            if value is not None:
+                yield str(shape), value
+
+    return figures
+
+
+def to(name: str):
+    return lambda found: 1 / found[name]["to_ours"] if name in found else None
+
+
+def to_best_checkpoint(found):
+    ratios = [1 / found[name]["to_ours"] for name in found if name.startswith("checkpoint")]
+    return max(ratios, default=None)
+
+
+def frozen_head(found):
+    return found["ours-frozen-head"]["to_ours"] if "ours-frozen-head" in found else None
+
+
+def bare_products(found):
+    both = [found[name]["wall_ms"]["median"] for name in ("products", "torch-products") if name in found]
+    return both[0] / both[1] if len(both) == 2 else None
+
+
+def allowed_bytes(shape: Shape) -> float:
+    """The head's float32 gradient, 1.2 chunks of float32 logits, 64 bytes a row."""
+    from crossent_jax._linear_rows import cut_rows
+
+    n, v, d = shape
+    return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n
+
+
+def memory_of_linear(dtype: str, shapes=LINEAR, platform=None):
+    def figures(rows):
+        for shape, found in by_case(rows, "linear_cross_entropy", dtype, "value_and_grad", shapes, platform):
+            yield str(shape), found["ours"]["temp_bytes"] / allowed_bytes(shape)
+
+    return figures
+
+
+def of_cycles(found, key: str):
+    """Of the profile where the compiler gave one for both, else of the model."""
+    mine, bare = found["ours"], found.get("products")
+    if not bare:
+        return None
+    key = "model_cycles" if key == "profile_cycles" and not (mine.get(key) and bare.get(key)) else key
+    return mine[key] / bare[key]
+
+
+def prediction(found):
+    """The larger of cycles and memory, of both."""
+    mine, bare = found["ours"], found.get("products")
+    if not bare:
+        return None
+    key = "profile_cycles" if mine.get("profile_cycles") and bare.get("profile_cycles") else "model_cycles"
+    return max(mine[key], mine["memory_cycles"]) / max(bare[key], bare["memory_cycles"])
+
+
+def memory_to_naive(found):
+    return found["ours"]["temp_bytes"] / found["naive"]["temp_bytes"] if "naive" in found else None
+
+
+def narrow(shape: Shape) -> bool:
+    return shape.d <= 128
+
+
+def wide(shape: Shape) -> bool:
+    return shape.d >= 256
+
+
+CYCLES, MEMORY = [Shape(8192, 131072, 2048)], [Shape(16384, 131072, 1024)]
+HEADS = [PRESETS["llama3"], PRESETS["qwen3"]]
+
+
+def targets_of_logits() -> list[Target]:
+    found = []
+    for dtype, mean in (("float32", 1.0), ("bfloat16", 1.15)):
+        for mode in ("forward", "value_and_grad"):
+            what, figures = f"cross_entropy {dtype} {mode}: best formula, times longer", against_best_formula(dtype, mode)
+            found.append(Target(what, 0.95, figures, at_most=False))
+            if (dtype, mode) != ("float32", "forward"):
+                found.append(Target(what + ", mean", mean, figures, at_most=False, mean=True))
+    for mode in ("forward", "value_and_grad"):
+        figures = times_longer("torch", "float32", mode)
+        found.append(
+            Target(f"cross_entropy float32 {mode}: torch, times longer, mean", 2.0, figures, at_most=False, mean=True)
+        )
+    return found + [
+        Target("cross_entropy: temporary bytes over 64 n + 4 MiB", 1.0, memory_of_logits),
+        Target("eager call over optax's", 2.0, small_call("eager", lambda mine, theirs: 1 / theirs["to_ours"])),
+        Target(
+            "trace and compile over optax's",
+            1.5,
+            small_call("value_and_grad", lambda mine, theirs: mine["compile_ms"] / theirs["compile_ms"]),
+        ),
+    ]
+
+
+def targets_of_linear() -> list[Target]:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        what = f"linear_cross_entropy {dtype}: "
+        found += [
+            Target(what + "over naive", 1.05, linear(dtype, to("naive"))),
+            Target(what + "over naive, d <= 128", 0.85, linear(dtype, to("naive"), narrow)),
+            Target(what + "over naive, mean", 0.95, linear(dtype, to("naive")), mean=True),
+            Target(what + "over the best jax.checkpoint", 0.85, linear(dtype, to_best_checkpoint)),
+            Target(what + "over its bare products, d >= 256", 1.1, linear(dtype, to("products"), wide)),
+            Target(what + "frozen head over both, d >= 1024", 0.75, linear(dtype, frozen_head)),
+            Target(what + "temporary bytes over the bound", 1.0, memory_of_linear(dtype)),
+        ]
+    return found + [
+        Target("linear_cross_entropy float32: over torch, d <= 128", 0.6, linear("float32", to("torch"), narrow)),
+        Target("  its bare products over torch's", float("inf"), linear("float32", bare_products, narrow)),
+    ]
+
+
+def targets_of_chips() -> list[Target]:
+    found = []
+    for chip, bound in (("v5e", 1.15), ("v6e", 1.3)):
+        platform = f"aot {chip}"
+        cycles = linear("bfloat16", lambda rows: of_cycles(rows, "profile_cycles"), shapes=CYCLES, platform=platform)
+        larger = linear("bfloat16", prediction, shapes=CYCLES, platform=platform)
+        found += [
+            Target(f"{chip}: cycles over the bare products'", bound, cycles),
+            Target(f"{chip}: the larger of cycles and memory", bound, larger),
+        ]
+    for chip in ("v5e", "v6e", "h100"):
+        bound = memory_of_linear("bfloat16", CYCLES + MEMORY, f"aot {chip}")
+        tenth = linear("bfloat16", memory_to_naive, shapes=MEMORY, platform=f"aot {chip}")
+        found += [
+            Target(f"{chip}: temporary bytes over the bound", 1.0, bound),
+            Target(f"{chip}: temporary bytes over naive's", 0.1, tenth),
+        ]
+    per_token = linear("bfloat16", per_token_to_products, shapes=HEADS, platform="gpu")
+    return found + [
+        Target("GPU: over three bare products", 1.15, linear("bfloat16", to("products"), shapes=HEADS, platform="gpu")),
+        Target("GPU: per token over four bare products", 1.15, per_token),
+    ]
+
+
+def per_token_to_products(found):
+    both = [found[name]["to_ours"] for name in ("ours-per-token", "products-4") if name in found]
+    return both[0] / both[1] if len(both) == 2 else None
+
+
+def targets() -> list[Target]:
+    return targets_of_logits() + targets_of_linear() + targets_of_chips()
+
+
+def verdict(target: Target, figures: list[tuple[str, float]]) -> tuple[str, float, bool]:
+    """``(which case, figure, whether it holds)``."""
+    if target.mean:
+        name, figure = f"{len(figures)} shapes", geometric_mean(value for _, value in figures)
+    else:
+        name, figure = (max if target.at_most else min)(figures, key=lambda pair: pair[1])
+    return name, figure, figure <= target.bound if target.at_most else figure >= target.bound
+
+
+def committed() -> list[Path]:
+    return sorted(COMMITTED.glob("*.jsonl"))
+
+
+def main(options: Namespace) -> int:
+    """Prints every target; exit status 0 whether or not it holds: a figure is not a verdict on the run."""
+    found: list[Results] = [read(path) for path in options.files or committed()]
+    rows = [row for results in found for row in results.rows]
+    drawn = Table(show_edge=False, pad_edge=False)
+    for heading in ("target", "bound", "figure", "holds", "where"):
+        drawn.add_column(heading, justify="right" if heading in ("bound", "figure") else "left", no_wrap=True)
+    for target in targets():
+        figures = list(target.figures(rows))
+        if not figures:
+            drawn.add_row(target.text, f"{target.bound:g}", "-", "not measured", "", style="dim")
+            continue
+        name, figure, holds = verdict(target, figures)
+        relation = "at most" if target.at_most else "at least"
+        style = None if holds else "bold"
+        bound = "shown beside" if target.bound == float("inf") else f"{relation} {target.bound:g}"
+        drawn.add_row(target.text, bound, f"{figure:.3f}", "yes" if holds else "NO", name, style=style)
+    table.console().print(drawn)
+    return 0
