@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("after", type=Path)
     compare.add_argument("--threshold", type=threshold, default=0.05, help="how much slower is a regression (default 5%%)")
     compare.add_argument("--ratios", action="store_true", help="ratios to the naive formula, and exact figures: for CI")
+    compare.add_argument("--common", action="store_true", help="compare the cases that both files have")
     plot = commands.add_parser("plot", help="draw files of results")
     plot.add_argument("files", type=Path, nargs="+")
     plot.add_argument("--out", type=Path, default=Path("plots"), metavar="FOLDER", help="default: plots")
@@ -90,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     except records.Bad as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ from pathlib import Path
 from rich.table import Table
 
 from . import records, table
+from .cases import known, names_of, reshaped, shapes_of
 from .chips import CHIPS, RATES, missing_compiler
 from .contenders import CONTENDERS
 from .environment import machine
 from .hlo import operations_of, profile_of
 from .operations import OPERATIONS
+from .processes import Died, answers
 from .records import Bad
-from .run import Died, answers, bar, known, names_of, reshaped, shapes_of, without_figures
+from .run import bar, without_figures
 from .shapes import AOT, AOT_IMPLEMENTATIONS, DTYPES, SUITES, Case
 
 KEPT_OPERATIONS = 12
@@ -47,17 +49,15 @@ def compiled(case: Case, name: str, chip: str, folder: Path, flags: str, timeout
 
 def row_of(case: Case, name: str, chip: str, timeout: float) -> dict:
     """Of one program: compiled twice where there is a profiler, which may abort the process."""
-    platform = f"aot {chip}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
             message = compiled(case, name, chip, folder, "", timeout)
         except Died as death:
-            return without_figures(name, "failed", death.why, platform)
+            return without_figures(name, "failed", death.why)
         if "refused" in message:
-            return without_figures(name, "failed", message["refused"], platform)
-        row = {"impl": name, "platform": platform, "status": "ok", "ranked": CONTENDERS[case.operation][name].ranked}
-        row |= message
+            return without_figures(name, "failed", message["refused"])
+        row = {"impl": name, "status": "ok", "ranked": CONTENDERS[case.operation][name].ranked, **message}
         if chip in RATES:
             row |= cycles(case, name, chip, folder, timeout)
     return row
@@ -139,7 +139,9 @@ def main(options: Namespace) -> int:
                 names = [n for n in names_of(case, wanted) if CONTENDERS[case.operation][n].library == "jax"]
                 rows = [row_of(case, name, chip, options.timeout) for name in names]
                 if options.out:
-                    lines = [records.line_of("row", **records.fields_of(case), **row) for row in rows]
+                    lines = [
+                        records.line_of("row", **records.fields_of(case), platform=f"aot {chip}", **row) for row in rows
+                    ]
                     records.append(options.out, lines)
                 show(progress.console, chip, case, rows)
                 progress.advance(task)

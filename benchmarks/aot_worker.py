@@ -4,17 +4,17 @@ import json
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+
+from .chips import compile_for
+from .contenders import CONTENDERS
+from .operations import dimensions
+from .programs import jax_function, reason
 from .shapes import Case, Shape
-from .worker import jax_function, reason, say
+from .worker import say
 
 
 def main(request: dict) -> None:
-    import jax.numpy as jnp
-
-    from .chips import compile_for
-    from .contenders import CONTENDERS
-    from .operations import dimensions
-
     operation, shape, dtype, mode = request["case"]
     case = Case(operation, Shape(*shape), dtype, mode)
     function = jax_function(CONTENDERS[operation][request["name"]], case)
@@ -22,11 +22,11 @@ def main(request: dict) -> None:
         program = compile_for(request["chip"], function, *((size, jnp.dtype(kind)) for size, kind in dimensions(case)))
     except Exception as error:  # a program that the compiler refuses is a cell of the table
         return say(refused=reason(error))
-    text = program.as_text()
+    text = program.as_text() or ""
     Path(request["text"]).write_text(text)
     say(temp_bytes=program.memory_analysis().temp_size_in_bytes, dots=text.count(" dot(") + text.count(" convolution("))
 
 
 if __name__ == "__main__":
-    sys.stdout = sys.stderr
+    sys.stdout = sys.stderr  # what libraries print must not mix with the messages
     main(json.loads(sys.argv[1]))

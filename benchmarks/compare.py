@@ -33,13 +33,18 @@ def is_ours(implementation: str) -> bool:
     return implementation.split("-")[0] == "ours"
 
 
-def pairs(before: Results, after: Results) -> list[tuple[dict, dict]]:
-    """Rows with figures in both; :class:`Bad` if the files are not of the same cases."""
-    cases = [{case_of(row) for row in results.rows} for results in (before, after)]
-    if not cases[0] or cases[0] != cases[1]:
-        (path, only) = (before.path, cases[0] - cases[1]) if cases[0] - cases[1] else (after.path, cases[1] - cases[0])
-        shown = "; ".join(sorted(map(str, only))[:3]) or "none: both are empty"
-        raise Bad(f"the files are not of the same cases: {len(only)} only in {path} ({shown}): measure the same suite twice")
+def pairs(before: Results, after: Results, common: bool = False) -> list[tuple[dict, dict]]:
+    """Rows with figures in both; :class:`Bad` if the files are not of the same cases. ``common``: some are enough."""
+    first, second = ({case_of(row) for row in results.rows} for results in (before, after))
+    if not first & second:
+        raise Bad(f"{before.path} and {after.path} share no case: measure the same suite twice")
+    if first != second and not common:
+        path, only = (before.path, first - second) if first - second else (after.path, second - first)
+        shown = "; ".join(sorted(map(str, only))[:3])
+        raise Bad(
+            f"the files are not of the same cases: {len(only)} only in {path} ({shown}): measure the same suite twice, or "
+            "compare what they share with --common"
+        )
     found = {keyed(row): row for row in after.rows if row["status"] == "ok"}
     return [(row, found[keyed(row)]) for row in before.rows if row["status"] == "ok" and keyed(row) in found]
 
@@ -91,10 +96,11 @@ def exact_lines(rows: list[tuple[dict, dict]]) -> list[Line]:
     return lines
 
 
-def same_compiler(before: Results, after: Results) -> bool:
-    packages = ("jax", "jaxlib", "libtpu")
-    versions = [[results.environment["versions"].get(package) for package in packages] for results in (before, after)]
-    return versions[0] == versions[1] and before.environment["platform"] == after.environment["platform"]
+def compiler(results: Results) -> list:
+    """What its figures depend on: versions, and the processor where that is what it compiles for."""
+    about = results.environment
+    on_cpu = [about.get("processor"), about.get("cores")] if about["platform"] == "cpu" else []
+    return [about["platform"], *(about["versions"].get(package) for package in ("jax", "jaxlib", "libtpu")), *on_cpu]
 
 
 def show(title: str, lines: list[Line]) -> None:
@@ -113,7 +119,7 @@ def show(title: str, lines: list[Line]) -> None:
 
 def main(options: Namespace) -> int:
     before, after = read(options.before), read(options.after)
-    rows = pairs(before, after)
+    rows = pairs(before, after, options.common)
     console = table.console()
     console.print(f"before: {before.device}, {before.environment['versions'].get('jax')}, {before.environment['commit']}")
     console.print(f"after:  {after.device}, {after.environment['versions'].get('jax')}, {after.environment['commit']}")
@@ -123,12 +129,12 @@ def main(options: Namespace) -> int:
     if lines:
         show("ratio to ours (above 1: ours is faster), change above 1: worse" if options.ratios else "milliseconds", lines)
     if options.ratios or not lines:
-        if same_compiler(before, after):
+        if compiler(before) == compiler(after):
             exact = exact_lines(rows)
             show("figures of the compiler that differ", exact) if exact else console.print("figures of the compiler: equal")
             lines += exact
         else:
-            console.print("figures of the compiler not compared: other versions or another platform")
+            console.print("figures of the compiler not compared: other versions, or another processor")
     worse = [line for line in lines if line.worse]
     console.print(f"{len(worse)} worse of {len(lines)} compared, threshold {options.threshold:.0%}")
     return 1 if worse else 0

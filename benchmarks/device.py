@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,8 @@ def device_milliseconds(function: Callable[[int], object]) -> np.ndarray | None:
 def intervals(profile) -> list[tuple[float, float]]:
     """(start, end) in nanoseconds of what ran on the first device: whole programs where the trace names them, as a TPU's
     does, else every operation of every stream, as a GPU's."""
-    planes = sorted((plane for plane in profile.planes if plane.name.startswith("/device:")), key=lambda plane: plane.name)
-    lines = [line for line in planes[0].lines] if planes else []
+    planes = {plane.name: plane for plane in profile.planes if re.fullmatch(r"/device:(GPU|TPU):\d+", plane.name)}
+    lines = list(planes[min(planes)].lines) if planes else []
     chosen = [line for line in lines if line.name == "XLA Modules"] or [line for line in lines if "Stream" in line.name]
     return sorted((event.start_ns, event.start_ns + event.duration_ns) for line in chosen for event in line.events)
 

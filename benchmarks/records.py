@@ -70,7 +70,7 @@ def parsed(path: Path, number: int, line: str) -> dict:
 
 
 def read(path: Path) -> Results:
-    """A file of results; :class:`Bad` if it is missing, damaged, empty or from a newer version."""
+    """A file of results, the last row of each contender and case; :class:`Bad` if it is missing, damaged, empty or newer."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -82,7 +82,8 @@ def read(path: Path) -> Results:
     if not text.endswith("\n"):
         raise Bad(f"{path}: the last line has no end, the file was cut short: delete that line, then go on")
     ceilings = {record["dtype"]: record for record in records if record["kind"] == "ceiling"}
-    return Results(path, environments[0], ceilings, [record for record in records if record["kind"] == "row"])
+    rows = {(key_of(record), record["platform"]): record for record in records if record["kind"] == "row"}
+    return Results(path, environments[0], ceilings, list(rows.values()))
 
 
 def create(path: Path, lines: Iterable[str]) -> None:
@@ -97,5 +98,9 @@ def create(path: Path, lines: Iterable[str]) -> None:
 
 
 def append(path: Path, lines: Iterable[str]) -> None:
-    with path.open("a") as file:
-        file.writelines(lines)
+    """At once, so that a case is in the file whole or not at all."""
+    try:
+        with path.open("a") as file:
+            file.write("".join(lines))
+    except OSError as error:
+        raise Bad(f"cannot write {path}: {error.strerror}; what was measured before is in it") from None

@@ -1,4 +1,4 @@
-"""Results on a terminal: one table per case, the best of the ranked contenders in bold."""
+"""Results on a terminal: one table per case, the best of the ranked contenders in bold, wrong losses in red."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,6 +7,7 @@ from .records import Results
 from .shapes import Case
 
 WIDTH = 150  # where the output is not a terminal
+WRONG = 1e-3  # nats of the mean loss: shown in red, never in bold
 
 
 def console() -> Console:
@@ -41,9 +42,15 @@ COLUMNS = (
 )
 
 
+def is_wrong(row: dict) -> bool:
+    """Too far from float64 to be compared by its speed; a NaN is."""
+    error = row.get("loss_error")
+    return error is not None and not error <= WRONG
+
+
 def best(rows: list[dict], measure) -> float | None:
-    values = [value for row in rows if row.get("ranked") and measure and (value := measure(row)) is not None]
-    return min(values, default=None)
+    right = [row for row in rows if row.get("ranked") and not is_wrong(row)]
+    return min((value for row in right if measure and (value := measure(row)) is not None), default=None)
 
 
 def heading(console: Console, results: Results) -> None:
@@ -68,9 +75,9 @@ def show(console: Console, case: Case, rows: list[dict]) -> None:
     for row in measured:
         cells = []
         for (_, cell, measure), leader in zip(columns, leaders, strict=True):
-            leads = measure and leader is not None and row.get("ranked") and measure(row) == leader
+            leads = measure and leader is not None and row.get("ranked") and not is_wrong(row) and measure(row) == leader
             cells.append(f"[bold]{cell(row)}[/bold]" if leads else cell(row))
-        drawn.add_row(row["impl"], *cells)
+        drawn.add_row(row["impl"], *cells, style="red" if is_wrong(row) else None)
     console.print(drawn if measured else str(case))
     for why in dict.fromkeys(row["reason"] for row in rows if row["status"] != "ok"):
         names = ", ".join(row["impl"] for row in rows if row.get("reason") == why)

@@ -1,0 +1,67 @@
+"""Which cases a command line asks for."""
+
+from argparse import Namespace
+
+from .contenders import CONTENDERS
+from .operations import OPERATIONS
+from .records import Bad
+from .shapes import DTYPES, LARGE, SUITES, Case, Group, Shape, named
+
+
+def known(what: str, given: list[str] | None, names) -> list[str] | None:
+    unknown = [name for name in given or () if name not in names]
+    if unknown:
+        raise Bad(f"unknown {what} {', '.join(unknown)}: expected one of {', '.join(names)}")
+    return given
+
+
+def shapes_of(texts: list[str] | None) -> list[Shape] | None:
+    try:
+        return [named(text) for text in texts] if texts else None
+    except ValueError as error:
+        raise Bad(str(error)) from None
+
+
+def fitting(operation: str, shape: Shape) -> Shape:
+    """The shape as the operation takes it."""
+    if not OPERATIONS[operation].has_features:
+        return shape._replace(d=0)
+    if not shape.d:
+        raise Bad(f"{operation} needs features: got {shape}, give n=,d=,v=")
+    if operation == "info_nce" and shape.n != shape.v:
+        raise Bad(f"info_nce has as many classes as rows: got {shape}, give v={shape.n}")
+    return shape
+
+
+def reshaped(group: Group, shapes: list[Shape] | None) -> Group:
+    return group._replace(shapes=tuple(fitting(group.operation, shape) for shape in shapes)) if shapes else group
+
+
+def is_smoke(options: Namespace) -> bool:
+    return options.suite == ["smoke"] or not (options.suite or options.op or options.shape)
+
+
+def chosen_cases(options: Namespace) -> list[Case]:
+    """Those of the suites, filtered; without a suite, of any that has the operation; shapes replace a suite's."""
+    suites, operations = known("suite", options.suite, SUITES), known("operation", options.op, OPERATIONS)
+    shapes = shapes_of(options.shape)
+    if shapes and not suites and not operations:
+        operations = list(dict.fromkeys("linear_cross_entropy" if shape.d else "cross_entropy" for shape in shapes))
+    suites = ["smoke"] if is_smoke(options) else suites or list(SUITES)
+    groups = [group for suite in suites for group in SUITES[suite] if not operations or group.operation in operations]
+    cases = list(dict.fromkeys(case for group in groups for case in reshaped(group, shapes).cases()))
+    cases = [c for c in cases if c.dtype in (options.dtype or DTYPES) and c.mode in (options.mode or (c.mode,))]
+    if not cases:
+        raise Bad(f"no case: the suites {', '.join(suites)} have nothing with these --op, --dtype and --mode (see `list`)")
+    return cases
+
+
+def names_of(case: Case, wanted: list[str] | None) -> list[str]:
+    return [name for name in CONTENDERS[case.operation] if not wanted or name in wanted]
+
+
+def skipped(case: Case, options: Namespace, platform: str) -> str | None:
+    """Why a suite's case is not for this platform."""
+    if platform == "cpu" and case.shape in LARGE and not options.shape:
+        return "minutes a call on a CPU: ask for it with --shape"
+    return None

@@ -1,0 +1,59 @@
+"""Processes that measure or compile, whose end by a signal or a clock is an answer too."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+TELLING = r"profiling of|Check failed|RESOURCE_EXHAUSTED|Error\b|bad_alloc"
+
+
+class Died(Exception):
+    """A worker ended without an answer. ``begun``: what it last said it would do."""
+
+    def __init__(self, begun: str, why: str):
+        super().__init__(why)
+        self.begun, self.why = begun, why
+
+
+def last_words(process: subprocess.Popen, errors: IO[str], timed_out: bool, timeout: float) -> str:
+    if timed_out:
+        return f"no answer within {timeout:.0f} s"
+    if process.returncode == -9:
+        return "killed by signal 9 (out of memory?)"
+    errors.seek(0)
+    return telling([line.strip() for line in errors.read().splitlines() if line.strip()], process.returncode)
+
+
+def telling(lines: list[str], status: int) -> str:
+    """The line of a process's errors that says what went wrong."""
+    said = [line for line in lines if re.search(TELLING, line)]
+    return (said[0] if status < 0 and said else lines[-1] if lines else f"exit status {status}")[:300]
+
+
+def answers(
+    request: dict, variables: dict[str, str], timeout: float, module: str = "benchmarks.worker"
+) -> Iterator[dict[str, Any]]:
+    """What a worker says, line by line; raises :class:`Died` if it does not end well."""
+    command = [sys.executable, "-m", module, json.dumps(request)]
+    folder, begun, expired = Path(__file__).parent.parent, "start", threading.Event()
+    pipes = {"stdout": subprocess.PIPE, "text": True, "env": variables, "cwd": folder, "start_new_session": True}
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors, **pipes) as process:
+        timer = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                message = json.loads(line)
+                begun = message.get("begin", begun)
+                yield message
+            process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+        if process.returncode:
+            raise Died(begun, last_words(process, errors, expired.is_set(), timeout))

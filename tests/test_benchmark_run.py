@@ -1,0 +1,116 @@
+"""Measuring for real, small: every case in a process of its own, whose end is a cell of the table and never of the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command_line
+from benchmarks import records, run
+from benchmarks.processes import Died, answers
+from benchmarks.shapes import Case, Shape
+
+ROOT = Path(__file__).parent.parent
+FAST = ["--seconds", "0.01", "--device", "cpu"]
+CASE = Case("cross_entropy", Shape(33, 17), "float32", "value_and_grad")
+SMALL = ["run", "--op", "cross_entropy", "--shape", "n=33,v=17", "--dtype", "float32", "--mode", "value_and_grad", *FAST]
+
+
+def measured(names, **more):
+    options = Namespace(device="cpu", timeout=more.pop("timeout", 120))
+    return {row["impl"]: row for row in run.measured(more.pop("case", CASE), names, options, 0.01, more.pop("limit", None))}
+
+
+def test_a_run_is_kept_resumed_and_compared_with_itself(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    command = [*SMALL, "--impl", "ours", "naive", "liger", "--out", str(path)]
+    assert command_line.main(command) == 0
+    rows = {row["impl"]: row for row in records.read(path).rows}
+    assert set(rows) == {"ours", "naive", "liger"} and rows["liger"]["reason"] in capsys.readouterr().out
+    for name in ("ours", "naive"):
+        assert rows[name]["wall_ms"]["p10"] <= rows[name]["wall_ms"]["median"] <= rows[name]["wall_ms"]["p90"]
+        assert rows[name]["loss_error"] < 1e-5 and rows[name]["gradient_error"] < 1e-5
+        assert rows[name]["compile_ms"] > 0 and 0 < rows[name]["share_of_ceiling"]
+    assert rows["ours"]["to_ours"] == 1.0 and rows["ours"]["least_bytes"] == 2 * 4 * 33 * 17 + 4 * 33
+    before = path.read_bytes()
+    assert command_line.main(command) == 2 and path.read_bytes() == before  # it exists
+    assert command_line.main([*command, "--resume"]) == 0 and path.read_bytes() == before  # nothing is left to do
+    assert command_line.main(["compare", str(path), str(path)]) == 0
+
+
+def test_a_contender_that_needs_more_than_allowed_is_a_cell():
+    case = Case("linear_cross_entropy", Shape(1024, 131072, 16), "float32", "value_and_grad")
+    rows = measured(["ours", "naive"], case=case, limit=2**30)
+    assert rows["ours"]["status"] == "ok" and rows["ours"]["loss_error"] < 1e-5
+    assert rows["naive"]["status"] == "failed" and rows["naive"]["reason"].startswith("out of memory")
+
+
+def test_a_case_that_takes_too_long_is_a_cell():
+    rows = measured(["ours", "naive"], timeout=0.5)
+    assert {row["status"] for row in rows.values()} == {"failed"}
+    assert all("no answer within 0 s" in row["reason"] for row in rows.values())
+
+
+def test_a_contender_that_kills_its_process_is_a_cell_and_the_others_are_measured(monkeypatch):
+    """The first process dies in the naive formula; the second is told to leave it out."""
+    asked = []
+
+    def scripted(request, variables, timeout):
+        asked.append(dict(request["failed"]))
+        yield {"begin": "ours"}
+        if "naive" not in request["failed"]:
+            yield {"begin": "naive"}
+            raise Died("naive", "killed by signal 9 (out of memory?)")
+        yield {"row": {"impl": "ours", "status": "ok"}}
+        yield {"row": {"impl": "naive", "status": "failed", "reason": request["failed"]["naive"]}}
+
+    monkeypatch.setattr(run, "answers", scripted)
+    rows = measured(["ours", "naive"])
+    assert asked == [{}, {"naive": "killed by signal 9 (out of memory?)"}]
+    assert rows["ours"]["status"] == "ok" and "signal 9" in rows["naive"]["reason"]
+
+
+def test_a_process_that_dies_says_how():
+    with pytest.raises(Died, match="KeyError") as death:
+        list(answers({}, dict(os.environ), 60))
+    assert death.value.begun == "start"
+
+
+def test_a_device_that_is_not_there_is_named(capsys):
+    assert command_line.main([*SMALL, "--device", "tpu"]) == 2
+    error = capsys.readouterr().err
+    assert "--device tpu cannot be used" in error and error.count("\n") == 1
+
+
+def test_a_file_of_another_device_is_not_resumed(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    assert command_line.main([*SMALL, "--impl", "ours", "--out", str(path)]) == 0
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "other"'))
+    before = path.read_bytes()
+    assert command_line.main([*SMALL, "--out", str(path), "--resume"]) == 2
+    assert "measured with device other" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path):
+    path = tmp_path / "a.jsonl"
+    words = [sys.executable, "-m", "benchmarks", *SMALL, "--mode", "forward", "value_and_grad", "--impl", "ours"]
+    process = subprocess.Popen([*words, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (path.exists() and '"row"' in path.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "go on with --resume" in output
+    assert [row["impl"] for row in records.read(path).rows] == ["ours"]
+
+
+def test_importing_the_command_touches_no_device():
+    """The process that starts the others must leave a TPU to them."""
+    code = "import benchmarks.run, benchmarks.aot, benchmarks.plots, benchmarks.targets, benchmarks.listing"
+    environment = os.environ | {"JAX_PLATFORMS": "none such"}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment).returncode == 0
