@@ -221,7 +221,7 @@ def main(options: Namespace) -> int:
         if isinstance(figure, str):
             print(f"{name}: not drawn, {figure}")
             continue
-        save(figure, options.out / f"{name}.png")
+        save(figure, options.out / f"{files[0].path.stem}-{name}.png")
         drawn += 1
     if not drawn:
         raise Bad("nothing to draw in these files")

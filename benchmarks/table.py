@@ -79,6 +79,8 @@ def show(console: Console, case: Case, rows: list[dict]) -> None:
             cells.append(f"[bold]{cell(row)}[/bold]" if leads else cell(row))
         drawn.add_row(row["impl"], *cells, style="red" if is_wrong(row) else None)
     console.print(drawn if measured else str(case))
+    for why in dict.fromkeys(row["no_device_time"] for row in measured if row.get("no_device_time")):
+        console.print(f"  no device time: {why}", style="dim", markup=False)
     for why in dict.fromkeys(row["reason"] for row in rows if row["status"] != "ok"):
         names = ", ".join(row["impl"] for row in rows if row.get("reason") == why)
         console.print(f"  {names}: {why}", style="dim", markup=False)

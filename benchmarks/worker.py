@@ -131,8 +131,7 @@ class Measurement:
                 if base is not None:
                     self.results[name]["to_ours"] = median_ratio(rounds[name], base)
             for name in names if library == "jax" else ():
-                traced = self.attempt(name, partial(device_milliseconds, runs[name]))
-                self.results[name]["device_ms"] = None if traced is None else summary(traced)
+                self.results[name] |= traced(runs[name])
         self.compare_across_libraries()
 
     def compare_across_libraries(self) -> None:
@@ -169,6 +168,15 @@ class Measurement:
             "operations_per_second": 1e3 * operations / milliseconds,
             "bytes_per_second": 1e3 * least_bytes(self.case) / milliseconds,
         }
+
+
+def traced(run: Callable[[int], Any]) -> dict[str, Any]:
+    """The device's time; where the profiler fails, why: the wall's time stands without it."""
+    try:
+        times = device_milliseconds(run)
+    except Exception as error:
+        return {"device_ms": None, "no_device_time": reason(error)}
+    return {"device_ms": None if times is None else summary(times)}
 
 
 def rotated(run: Callable, inputs: list[tuple], i: int) -> Any:

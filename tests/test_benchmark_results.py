@@ -266,7 +266,7 @@ def many_rows():
 def test_every_plot_is_drawn_from_results_that_hold_it(tmp_path):
     files = [write(tmp_path / f"{name}.jsonl", list(many_rows()), device=name) for name in ("one", "two")]
     assert plots.main(Namespace(files=files, out=tmp_path / "plots")) == 0
-    assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == set(plots.PLOTS)
+    assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == {f"one-{name}" for name in plots.PLOTS}
 
 
 def test_a_plot_that_has_no_data_says_so(tmp_path, capsys):

@@ -17,6 +17,7 @@ class Bug(NamedTuple):
 TRAPS, CORE, BAD_INPUT, TRANSFORMS, SHARDS, ROW_BLOCKS = (
     f"tests/test_{name}.py" for name in ("traps", "core", "bad_input", "transforms", "sharding", "row_blocks")
 )
+BENCHMARKS, RESULTS = "../benchmarks", "tests/test_benchmark_results.py"
 
 BUGS = (
     Bug(
@@ -501,5 +502,61 @@ BUGS = (
         "return total, (filled(sums, fused), *gradients, fused)",
         "return total, (sums, *gradients, fused)",
         "tests/test_linear_transforms.py::test_one_call_with_a_trained_and_with_a_frozen_head",
+    ),
+    Bug(
+        "benchmarks: a ratio upside down",
+        f"{BENCHMARKS}/timing.py",
+        "np.median(others / ours)",
+        "np.median(ours / others)",
+        "tests/test_benchmark_operations.py::test_ratios_are_of_rounds_not_of_medians",
+    ),
+    Bug(
+        "benchmarks: streams that overlap count twice",
+        f"{BENCHMARKS}/device.py",
+        "max(0.0, stop - max(start, end))",
+        "stop - start",
+        "tests/test_benchmark_operations.py::test_device_time_is_the_union_of_a_devices_operations",
+    ),
+    Bug(
+        "benchmarks: the body of a loop counts once",
+        f"{BENCHMARKS}/hlo.py",
+        "times * trip_count(found, operation)",
+        "times",
+        f"{RESULTS}::test_a_loops_body_counts_as_often_as_it_runs_and_fast_memory_does_not",
+    ),
+    Bug(
+        "benchmarks: a slower peer is a regression of ours",
+        f"{BENCHMARKS}/compare.py",
+        'is_ours(before["impl"]) and change',
+        "change",
+        f"{RESULTS}::test_peers_noise_and_gains_are_no_regressions",
+    ),
+    Bug(
+        "benchmarks: noise is a regression",
+        f"{BENCHMARKS}/compare.py",
+        '1 + threshold and b["p10"] > a["p90"]',
+        "1 + threshold",
+        f"{RESULTS}::test_peers_noise_and_gains_are_no_regressions",
+    ),
+    Bug(
+        "benchmarks: results are overwritten",
+        f"{BENCHMARKS}/records.py",
+        'path.open("x")',
+        'path.open("w")',
+        f"{RESULTS}::test_nothing_is_overwritten",
+    ),
+    Bug(
+        "benchmarks: the best case stands for the worst",
+        f"{BENCHMARKS}/targets.py",
+        "(max if target.at_most else min)(figures",
+        "(min if target.at_most else max)(figures",
+        f"{RESULTS}::test_a_target_shows_its_worst_case",
+    ),
+    Bug(
+        "benchmarks: a loss of NaN wins",
+        f"{BENCHMARKS}/table.py",
+        "not error <= WRONG",
+        "error > WRONG",
+        f"{RESULTS}::test_a_nan_is_wrong",
     ),
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("bugs.py")
-COPIED = ("crossent_jax", "tests", "pyproject.toml")
+COPIED = ("crossent_jax", "benchmarks", "tests", "pyproject.toml")
 FAILED_TESTS = 1  # pytest's exit status; collection errors, no tests and usage errors have others
 
 
