@@ -14,7 +14,7 @@ def threshold(text: str) -> float:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}: give a percentage such as 5%") from None
-    if not 0 <= value < 10:
+    if not 0 <= value < (10 if text.endswith("%") else 1):
         raise argparse.ArgumentTypeError(f"got {text!r}: give a percentage from 0% up, such as 5%")
     return value
 
@@ -76,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from . import aot, compare, listing, plots, records, run, targets
     except ModuleNotFoundError as error:
-        sys.exit(f"benchmarks: the package {error.name} is missing: pip install '.[bench]'")
+        print(f"benchmarks: the package {error.name} is missing: pip install '.[bench]'", file=sys.stderr)
+        return 2
     commands = {
         "run": run.main,
         "compare": compare.main,

@@ -14,16 +14,16 @@ from pathlib import Path
 from rich.table import Table
 
 from . import records, table
-from .cases import known, names_of, reshaped, shapes_of
+from .cases import changed, known, names_of, shapes_of
 from .chips import CHIPS, RATES, missing_compiler
 from .contenders import CONTENDERS
 from .environment import machine
 from .hlo import operations_of, profile_of
-from .operations import OPERATIONS
+from .operations import OPERATIONS, SHARDED
 from .processes import Died, answers
 from .records import Bad
 from .run import bar, without_figures
-from .shapes import AOT, AOT_IMPLEMENTATIONS, DTYPES, SUITES, Case
+from .shapes import AOT, AOT_IMPLEMENTATIONS, SUITES, Case
 
 KEPT_OPERATIONS = 12
 PROFILED = ("v5e", "v5p", "v6e")  # whose compilers have a static profiler
@@ -34,9 +34,15 @@ def chosen_cases(options: Namespace) -> list[Case]:
     operations, shapes = known("operation", options.op, OPERATIONS), shapes_of(options.shape)
     pool = AOT if not operations and not shapes else [*AOT, *(group for groups in SUITES.values() for group in groups)]
     default = ["linear_cross_entropy"] if shapes and not operations else operations
-    groups = [reshaped(group, shapes) for group in pool if not default or group.operation in default]
-    cases = dict.fromkeys(case for group in groups for case in group.cases())
-    return [c for c in cases if c.dtype in (options.dtype or DTYPES) and c.mode in (options.mode or (c.mode,))]
+    refused = [name for name in operations or () if name in SHARDED]
+    if refused or "eager" in (options.mode or ()):
+        raise Bad(f"aot compiles for one chip, whole programs: not {', '.join([*refused, *(options.mode or ())])}")
+    groups = [changed(group, shapes, options) for group in pool if not default or group.operation in default]
+    cases = dict.fromkeys(case for group in groups for case in group.cases() if case.operation not in SHARDED)
+    found = [case for case in cases if case.mode != "eager"]
+    if not found:
+        raise Bad("no case: see `list` for operations")
+    return found
 
 
 def compiled(case: Case, name: str, chip: str, folder: Path, flags: str, timeout: float) -> dict:
@@ -59,7 +65,10 @@ def row_of(case: Case, name: str, chip: str, timeout: float) -> dict:
             return without_figures(name, "failed", message["refused"])
         row = {"impl": name, "status": "ok", "ranked": CONTENDERS[case.operation][name].ranked, **message}
         if chip in RATES:
-            row |= cycles(case, name, chip, folder, timeout)
+            try:
+                row |= cycles(case, name, chip, folder, timeout)
+            except (ValueError, LookupError, TypeError) as error:  # a program that is not written as the reader knows it
+                row |= {"profiler": f"no cycles: {error}"}
     return row
 
 
@@ -116,20 +125,24 @@ def show(console, chip: str, case: Case, rows: list[dict]) -> None:
     console.print()
 
 
-def main(options: Namespace) -> int:
-    console = table.console()
+def chosen_chips(options: Namespace) -> list[str]:
+    """Those asked for, or all whose compilers are installed."""
     chips = known("chip", options.chip, CHIPS) or [chip for chip in CHIPS if not missing_compiler(chip)]
+    advice = "pip install '.[tpu]' for TPUs, JAX's CUDA plugin for h100"
     for chip in chips:
         if package := missing_compiler(chip):
-            raise Bad(
-                f"compiling for {chip} needs the package {package}: pip install '.[tpu]', or JAX's CUDA plugin for h100"
-            )
+            raise Bad(f"compiling for {chip} needs the package {package}: {advice}")
     if not chips:
-        raise Bad("no compiler of another chip is installed: pip install '.[tpu]' for TPUs, JAX's CUDA plugin for h100")
-    cases, wanted = chosen_cases(options), options.impl or list(AOT_IMPLEMENTATIONS)
+        raise Bad(f"no compiler of another chip is installed: {advice}")
+    return chips
+
+
+def main(options: Namespace) -> int:
+    console, cases = table.console(), chosen_cases(options)
     known("implementation", options.impl, sorted({name for case in cases for name in CONTENDERS[case.operation]}))
-    environment = machine() | {"platform": "aot", "device": ", ".join(chips)}
+    chips, wanted = chosen_chips(options), options.impl or list(AOT_IMPLEMENTATIONS)
     if options.out:
+        environment = machine() | {"platform": "aot", "device": ", ".join(chips)}
         records.create(options.out, [records.line_of("environment", **environment)])
     with bar(console) as progress:
         task = progress.add_task("", total=len(cases) * len(chips))
@@ -138,11 +151,9 @@ def main(options: Namespace) -> int:
                 progress.update(task, description=f"{chip}: {case}")
                 names = [n for n in names_of(case, wanted) if CONTENDERS[case.operation][n].library == "jax"]
                 rows = [row_of(case, name, chip, options.timeout) for name in names]
+                fields = records.fields_of(case) | {"platform": f"aot {chip}"}
                 if options.out:
-                    lines = [
-                        records.line_of("row", **records.fields_of(case), platform=f"aot {chip}", **row) for row in rows
-                    ]
-                    records.append(options.out, lines)
+                    records.append(options.out, [records.line_of("row", **fields, **row) for row in rows])
                 show(progress.console, chip, case, rows)
                 progress.advance(task)
     return 0

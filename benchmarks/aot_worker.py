@@ -1,6 +1,7 @@
 """One process that compiles one program for a chip that is not here: its text and its temporary bytes."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from .chips import compile_for
 from .contenders import CONTENDERS
 from .operations import dimensions
-from .programs import jax_function, reason
+from .programs import jax_function, products_in, reason
 from .shapes import Case, Shape
 from .worker import say
 
@@ -24,9 +25,9 @@ def main(request: dict) -> None:
         return say(refused=reason(error))
     text = program.as_text() or ""
     Path(request["text"]).write_text(text)
-    say(temp_bytes=program.memory_analysis().temp_size_in_bytes, dots=text.count(" dot(") + text.count(" convolution("))
+    say(temp_bytes=program.memory_analysis().temp_size_in_bytes, dots=products_in(text))
 
 
 if __name__ == "__main__":
-    sys.stdout = sys.stderr  # what libraries print must not mix with the messages
+    os.dup2(2, 1)  # what libraries print must not mix with the messages
     main(json.loads(sys.argv[1]))

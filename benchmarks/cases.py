@@ -5,7 +5,9 @@ from argparse import Namespace
 from .contenders import CONTENDERS
 from .operations import OPERATIONS
 from .records import Bad
-from .shapes import DTYPES, LARGE, SUITES, Case, Group, Shape, named
+from .shapes import LARGE, SUITES, Case, Group, Shape, named
+
+TOO_LARGE = "minutes a call on a CPU: ask for it with --shape"
 
 
 def known(what: str, given: list[str] | None, names) -> list[str] | None:
@@ -33,8 +35,11 @@ def fitting(operation: str, shape: Shape) -> Shape:
     return shape
 
 
-def reshaped(group: Group, shapes: list[Shape] | None) -> Group:
-    return group._replace(shapes=tuple(fitting(group.operation, shape) for shape in shapes)) if shapes else group
+def changed(group: Group, shapes: list[Shape] | None, options: Namespace) -> Group:
+    """With the shapes, dtypes and modes asked for in the place of its own."""
+    if shapes:
+        group = group._replace(shapes=tuple(fitting(group.operation, shape) for shape in shapes))
+    return group._replace(dtypes=tuple(options.dtype or group.dtypes), modes=tuple(options.mode or group.modes))
 
 
 def is_smoke(options: Namespace) -> bool:
@@ -42,17 +47,16 @@ def is_smoke(options: Namespace) -> bool:
 
 
 def chosen_cases(options: Namespace) -> list[Case]:
-    """Those of the suites, filtered; without a suite, of any that has the operation; shapes replace a suite's."""
+    """Those of the suites, of the operations asked for; without a suite, of any that has the operation."""
     suites, operations = known("suite", options.suite, SUITES), known("operation", options.op, OPERATIONS)
     shapes = shapes_of(options.shape)
     if shapes and not suites and not operations:
         operations = list(dict.fromkeys("linear_cross_entropy" if shape.d else "cross_entropy" for shape in shapes))
     suites = ["smoke"] if is_smoke(options) else suites or list(SUITES)
     groups = [group for suite in suites for group in SUITES[suite] if not operations or group.operation in operations]
-    cases = list(dict.fromkeys(case for group in groups for case in reshaped(group, shapes).cases()))
-    cases = [c for c in cases if c.dtype in (options.dtype or DTYPES) and c.mode in (options.mode or (c.mode,))]
+    cases = list(dict.fromkeys(case for group in groups for case in changed(group, shapes, options).cases()))
     if not cases:
-        raise Bad(f"no case: the suites {', '.join(suites)} have nothing with these --op, --dtype and --mode (see `list`)")
+        raise Bad(f"no case: the suites {', '.join(suites)} have nothing of {', '.join(operations or ())} (see `list`)")
     return cases
 
 
@@ -63,5 +67,5 @@ def names_of(case: Case, wanted: list[str] | None) -> list[str]:
 def skipped(case: Case, options: Namespace, platform: str) -> str | None:
     """Why a suite's case is not for this platform."""
     if platform == "cpu" and case.shape in LARGE and not options.shape:
-        return "minutes a call on a CPU: ask for it with --shape"
+        return TOO_LARGE
     return None

@@ -3,16 +3,17 @@
 import importlib.util
 import os
 
-os.environ.update(
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    TPU_WORKER_HOSTNAMES="localhost",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-)
+import jax
+import numpy as np
+from jax.experimental import topologies
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
+# What libtpu wants to hear where there is no TPU. Set only where something is compiled for one: a real one would believe it.
+PRETENCE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 # Of one chip, as documented: bytes a second of its memory and cycles a second. None of v7x: its clock is not.
@@ -46,6 +47,7 @@ def missing_compiler(chip: str) -> str | None:
 def _topology(chip: str):
     if chip == "h100":
         return topologies.get_topology_desc(platform="cuda", target_config=H100_DESCRIPTION, topology="1x1x1")
+    os.environ.update(PRETENCE)
     return topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip])
 
 

@@ -3,7 +3,7 @@
 A contender of ours is slower if its median is beyond the threshold and the spreads (p10 to p90) do not overlap. Times are
 the device's where both files have them, else wall. ``--ratios`` is for CI, where machines differ: how many times longer the
 naive formula takes than ours in the same run, and figures that are the compiler's (memory, products, cycles), which must be
-equal where the versions are.
+equal where the versions are. A loss of ours that was measured before, and now fails or is wrong, is worse in any case.
 """
 
 from argparse import Namespace
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from . import table
 from .records import Bad, Results, case_of, key_of, read
+from .table import is_wrong
 from .timing import geometric_mean
 
 EXACT = ("temp_bytes", "dots", "model_cycles", "profile_cycles", "memory_cycles")
@@ -47,6 +48,17 @@ def pairs(before: Results, after: Results, common: bool = False) -> list[tuple[d
         )
     found = {keyed(row): row for row in after.rows if row["status"] == "ok"}
     return [(row, found[keyed(row)]) for row in before.rows if row["status"] == "ok" and keyed(row) in found]
+
+
+def broken_lines(before: Results, after: Results) -> list[str]:
+    """Ours that were right before, and now fail or are wrong; what is absent for another device is not broken."""
+    now = {keyed(row): row for row in after.rows}
+    found = []
+    for row in before.rows:
+        other = now.get(keyed(row), row) if is_ours(row["impl"]) and row["status"] == "ok" and not is_wrong(row) else row
+        if other["status"] == "failed" or (other is not row and is_wrong(other)):
+            found.append(f"{label(row)}: {other.get('reason') or 'wrong, loss error ' + str(other.get('loss_error'))}")
+    return found
 
 
 def keyed(row: dict) -> tuple:
@@ -97,10 +109,11 @@ def exact_lines(rows: list[tuple[dict, dict]]) -> list[Line]:
 
 
 def compiler(results: Results) -> list:
-    """What its figures depend on: versions, and the processor where that is what it compiles for."""
+    """What its figures depend on: versions, and what it compiles for."""
     about = results.environment
-    on_cpu = [about.get("processor"), about.get("cores")] if about["platform"] == "cpu" else []
-    return [about["platform"], *(about["versions"].get(package) for package in ("jax", "jaxlib", "libtpu")), *on_cpu]
+    target = [about["processor"], about["cores"]] if about["platform"] == "cpu" else [about["device"]]
+    target = [] if about["platform"] == "aot" else target  # each row names its chip
+    return [about["platform"], *(about["versions"].get(package) for package in ("jax", "jaxlib", "libtpu")), *target]
 
 
 def show(title: str, lines: list[Line]) -> None:
@@ -117,24 +130,37 @@ def show(title: str, lines: list[Line]) -> None:
         console.print(f"worst {max(changes):.3f}, best {min(changes):.3f}, geometric mean {geometric_mean(changes):.3f}\n")
 
 
-def main(options: Namespace) -> int:
-    before, after = read(options.before), read(options.after)
+def compared(before: Results, after: Results, options: Namespace) -> list[Line]:
+    """Shown, and returned."""
     rows = pairs(before, after, options.common)
-    console = table.console()
-    console.print(f"before: {before.device}, {before.environment['versions'].get('jax')}, {before.environment['commit']}")
-    console.print(f"after:  {after.device}, {after.environment['versions'].get('jax')}, {after.environment['commit']}")
-    lines = [line for row in rows if (line := time_line(*row, options.threshold))]
     if options.ratios:
         lines = ratio_lines(rows, options.threshold)
+        title = "how many times longer the formula takes, change above 1: worse"
+    else:
+        lines = [line for row in rows if (line := time_line(*row, options.threshold))]
+        title = "milliseconds"
     if lines:
-        show("ratio to ours (above 1: ours is faster), change above 1: worse" if options.ratios else "milliseconds", lines)
-    if options.ratios or not lines:
-        if compiler(before) == compiler(after):
-            exact = exact_lines(rows)
-            show("figures of the compiler that differ", exact) if exact else console.print("figures of the compiler: equal")
-            lines += exact
-        else:
-            console.print("figures of the compiler not compared: other versions, or another processor")
+        show(title, lines)
+    if not options.ratios and lines:
+        return lines
+    if compiler(before) != compiler(after):
+        print("figures of the compiler not compared: other versions, or another target")
+        return lines
+    exact = exact_lines(rows)
+    if exact:
+        show("figures of the compiler that differ", exact)
+    else:
+        print(f"figures of the compiler: equal in {len(rows)} rows")
+    return lines + exact
+
+
+def main(options: Namespace) -> int:
+    before, after = read(options.before), read(options.after)
+    for when, results in (("before", before), ("after", after)):
+        print(f"{when}: {results.device}, jax {results.environment['versions'].get('jax')}, {results.environment['commit']}")
+    lines, broken = compared(before, after, options), broken_lines(before, after)
+    for line in broken:
+        print(f"broken: {line}")
     worse = [line for line in lines if line.worse]
-    console.print(f"{len(worse)} worse of {len(lines)} compared, threshold {options.threshold:.0%}")
-    return 1 if worse else 0
+    print(f"{len(worse)} worse of {len(lines)} compared, {len(broken)} broken, threshold {options.threshold:.0%}")
+    return 1 if worse or broken else 0

@@ -20,7 +20,8 @@ TRACED_CALLS = 5
 
 
 def device_milliseconds(function: Callable[[int], object]) -> np.ndarray | None:
-    """Busy time of the device in each of a few calls, from the profiler; None where its trace has no device (a CPU)."""
+    """From start to end on the device in each of a few calls, from the profiler; None on a CPU, whose trace has no device.
+    Raises ValueError where an accelerator's trace cannot be read so."""
     if jax.default_backend() == "cpu":
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -28,7 +29,7 @@ def device_milliseconds(function: Callable[[int], object]) -> np.ndarray | None:
             for i in range(TRACED_CALLS):
                 jax.block_until_ready(function(i))
         (path,) = Path(folder).rglob("*.xplane.pb")
-        return busy(intervals(jax.profiler.ProfileData.from_file(str(path))), TRACED_CALLS)
+        return elapsed(intervals(jax.profiler.ProfileData.from_file(str(path))), TRACED_CALLS)
 
 
 def intervals(profile) -> list[tuple[float, float]]:
@@ -40,24 +41,14 @@ def intervals(profile) -> list[tuple[float, float]]:
     return sorted((event.start_ns, event.start_ns + event.duration_ns) for line in chosen for event in line.events)
 
 
-def busy(spans: list[tuple[float, float]], calls: int) -> np.ndarray | None:
-    """Milliseconds covered by the spans of each call. Calls follow each other and do the same, so each has an equal share
-    of the spans in order of time; where they do not divide, every call is given the mean."""
-    if not spans:
-        return None
-    if len(spans) % calls:
-        return np.full(calls, covered(spans) / calls / 1e6)
-    share = len(spans) // calls
-    return np.array([covered(spans[i * share : (i + 1) * share]) / 1e6 for i in range(calls)])
-
-
-def covered(spans: list[tuple[float, float]]) -> float:
-    """Length of the union."""
-    total, end = 0.0, -np.inf
-    for start, stop in spans:
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
+def elapsed(spans: list[tuple[float, float]], calls: int) -> np.ndarray:
+    """Milliseconds from the first start to the last end of each call. Calls follow each other and do the same, so each has
+    an equal share of the spans in order of time."""
+    share, rest = divmod(len(spans), calls)
+    if rest or not share:
+        raise ValueError(f"the profiler's trace has {len(spans)} spans of {calls} equal calls")
+    parts = [spans[i : i + share] for i in range(0, len(spans), share)]
+    return np.array([(max(end for _, end in part) - part[0][0]) / 1e6 for part in parts])
 
 
 # --- memory ----------------------------------------------------------------------------------------
@@ -75,21 +66,42 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def peak_bytes(run: Callable[[], object]) -> int | None:
-    """How far memory rose during one run. On a CPU: of this process's resident memory, where Linux lets it be reset. On an
-    accelerator: the device's peak since the process began, so contenders are run in the order of what they need. None
-    where nothing counts."""
-    if jax.default_backend() != "cpu":
-        jax.block_until_ready(run())
-        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    with contextlib.suppress(OSError):
+def peak_bytes(run: Callable[[], object], library: str = "jax") -> int | None:
+    """How far memory rose during one run, results included; None where nothing counts."""
+    if library == "torch" and jax.default_backend() == "gpu":
+        return peak_of_cuda(run)
+    return peak_of_process(run) if jax.default_backend() == "cpu" else peak_of_device(run)
+
+
+def peak_of_process(run: Callable[[], object]) -> int | None:
+    """Of its resident memory, where Linux lets the peak be reset."""
+    try:
         give_back_freed_memory()
         Path("/proc/self/clear_refs").write_text("5")
         before = status_kib("VmRSS")
-        jax.block_until_ready(run())
-        return 1024 * max(0, status_kib("VmHWM") - before)
+    except OSError:
+        before = None
     jax.block_until_ready(run())
-    return None
+    return None if before is None else 1024 * max(0, status_kib("VmHWM") - before)
+
+
+def peak_of_device(run: Callable[[], object]) -> int | None:
+    """JAX's peak cannot be reset: contenders are run in the order of what they need, and one that does not raise it has no
+    figure."""
+    before = jax.devices()[0].memory_stats() or {}
+    jax.block_until_ready(run())
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    raised = peak is not None and peak > before.get("peak_bytes_in_use", 0)
+    return peak - before.get("bytes_in_use", 0) if raised else None
+
+
+def peak_of_cuda(run: Callable[[], object]) -> int:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def available_bytes() -> int | None:

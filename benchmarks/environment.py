@@ -8,7 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "libtpu", "crossent-jax", "optax", "numpy", "torch", "tokamax", "liger_kernel", "quack-kernels")
+PACKAGES = (
+    *("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "crossent-jax", "optax", "numpy", "tokamax"),
+    *("torch", "triton", "liger_kernel", "cut-cross-entropy", "quack-kernels"),
+)
 
 
 def version(package: str) -> str | None:

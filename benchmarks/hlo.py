@@ -93,7 +93,8 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
 
 def memory_bytes(operation: Operation, types: dict[str, str]) -> int:
     """What it reads and writes in the chip's main memory if it touches every operand once and whole."""
-    if operation.kind in FREE or operation.kind.endswith("-done"):
+    kernel = 'custom_call_target="tpu_custom_call"' in operation.line
+    if (operation.kind in FREE and not kernel) or operation.kind.endswith("-done"):
         return 0
     result = operation.type.split("}, ")[0] if operation.kind == "copy-start" else operation.type
     return sum(map(bytes_of, [result, *(types.get(name, "") for name in operation.operands)]))

@@ -177,7 +177,7 @@ def dimensions(case: Case) -> list[tuple[tuple[int, ...], np.dtype]]:
 
 
 def arguments(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """Random, the same on every device and with every version."""
+    """Random, the same on every device."""
     drawn = OPERATIONS[case.operation].draw(case.shape, np.random.default_rng(seed))
     return tuple(array.astype(dtype) for array, (_, dtype) in zip(drawn, dimensions(case), strict=True))
 
@@ -186,10 +186,11 @@ def product_operations(case: Case, products: int | None = None) -> int:
     """Of the matrix products: the logits, and with gradients one more for each factor. ``products``: of a scheme that does
     another number of them."""
     n, v, d = case.shape
-    return 2 * n * d * v * (products or (1 if case.mode == "forward" else 3))
+    return 2 * n * d * v * (products or (3 if case.mode == "value_and_grad" else 1))
 
 
-def least_bytes(case: Case) -> int:
-    """Every argument once, every gradient once."""
+def least_bytes(case: Case, differentiated: int | None = None) -> int:
+    """Every argument once, every gradient once. ``differentiated``: of the arguments, where not as many as usual."""
     sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in dimensions(case)]
-    return sum(sizes) + (0 if case.mode == "forward" else sum(sizes[: OPERATIONS[case.operation].differentiated]))
+    count = (differentiated or OPERATIONS[case.operation].differentiated) if case.mode == "value_and_grad" else 0
+    return sum(sizes) + sum(sizes[:count])

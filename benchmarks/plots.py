@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -28,8 +29,13 @@ def figures_of(results: Results) -> list[dict]:
     return [row for row in results.rows if row["status"] == "ok" and row.get("wall_ms")]
 
 
-def best_time(row: dict) -> float:
-    return time_of(row, "device_ms") or time_of(row)
+def legend(figure: Figure, panels) -> None:
+    """One entry for each name in any of the panels."""
+    found = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside right upper", fontsize=8, frameon=False)
 
 
 def family(rows: list[dict], axis: str) -> list[dict]:
@@ -63,14 +69,14 @@ def over(axis: str, label: str):
             return f"fewer than {LEAST_POINTS} cases in which only {axis} varies"
         names = list(dict.fromkeys(row["impl"] for row in rows))
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-        draw_lines(left, rows, axis, best_time, names)
+        draw_lines(left, rows, axis, time_of, names)
         draw_lines(right, rows, axis, lambda row: row["temp_bytes"] and row["temp_bytes"] / 2**20, names)
         left.set(xlabel=label, ylabel="milliseconds", title="time")
         right.set(xlabel=label, ylabel="MiB", title="temporary memory, as compiled")
         case = case_of(rows[0])
         fixed = ", ".join(f"{key}={rows[0][key]}" for key in ("n", "d", "v") if key != axis and rows[0][key])
         figure.suptitle(f"{case.operation}, {fixed}, {case.dtype}, {case.mode} on {files[0].device}", fontsize=11)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+        legend(figure, [left, right])
         return figure
 
     return draw
@@ -106,7 +112,7 @@ def roofline(files: list[Results]) -> Figure | str:
         axes.set(xscale="log", yscale="log", xlabel="operations a byte, both at the least", ylabel="GFLOP/s", title=dtype)
         axes.grid(alpha=0.3, which="both")
     figure.suptitle(f"products of the losses on {files[0].device}", fontsize=11)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    legend(figure, panels.flat)
     return figure
 
 
@@ -128,7 +134,7 @@ def errors(files: list[Results]) -> Figure | str:
             points = {}
             for row in rows:
                 if (row["dtype"], row["impl"]) == (dtype, name):
-                    points[row["v"]] = max(points.get(row["v"], 0), row["loss_error"], 1e-9)
+                    points[row["v"]] = np.maximum(points.get(row["v"], 1e-9), row["loss_error"])
             if points:
                 xs, ys = zip(*sorted(points.items()), strict=True)
                 axes.plot(
@@ -144,7 +150,7 @@ def errors(files: list[Results]) -> Figure | str:
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("error of the mean loss against float64, nats")
     figure.suptitle(f"cross_entropy on {files[0].device} (1e-9 stands for less)", fontsize=11)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    legend(figure, panels.flat)
     return figure
 
 
@@ -152,7 +158,7 @@ def devices(files: list[Results]) -> Figure | str:
     """Ours, case by case, on every device."""
     if len(files) < 2:
         return "needs two files"
-    by_file = [{case_of(row): best_time(row) for row in figures_of(file) if row["impl"] == "ours"} for file in files]
+    by_file = [{case_of(row): time_of(row) for row in figures_of(file) if row["impl"] == "ours"} for file in files]
     cases = [case for case in by_file[0] if all(case in times for times in by_file)]
     if not cases:
         return "the files share no case"
@@ -185,17 +191,14 @@ def pareto(files: list[Results]) -> Figure | str:
     for axes, case in zip(panels.flat, cases, strict=False):
         for row in (row for row in rows if case_of(row) == case):
             size = 70 if row["impl"] == "ours" else 30
-            axes.scatter(
-                row["temp_bytes"] / 2**20, best_time(row), s=size, color=color(row["impl"], names), label=row["impl"]
-            )
+            axes.scatter(row["temp_bytes"] / 2**20, time_of(row), s=size, color=color(row["impl"], names), label=row["impl"])
         axes.set(xscale="log", xlabel="temporary MiB", ylabel="milliseconds", ylim=(0, None))
         axes.set_title(f"{case.shape} {case.dtype}", fontsize=9)
         axes.grid(alpha=0.3, which="both")
     for axes in list(panels.flat)[len(cases) :]:
         axes.set_visible(False)
-    labels = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
     figure.suptitle(f"linear_cross_entropy on {files[0].device}: lower left is better", fontsize=11)
-    figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize=8, frameon=False)
+    legend(figure, panels.flat)
     return figure
 
 
@@ -211,6 +214,8 @@ PLOTS = {
 
 def main(options: Namespace) -> int:
     files = [read(path) for path in options.files]
+    if len(files) > 1:
+        print(f"all but devices are of {files[0].path}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

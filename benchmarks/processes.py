@@ -1,7 +1,10 @@
 """Processes that measure or compile, whose end by a signal or a clock is an answer too."""
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,17 +26,24 @@ class Died(Exception):
 
 def last_words(process: subprocess.Popen, errors: IO[str], timed_out: bool, timeout: float) -> str:
     if timed_out:
-        return f"no answer within {timeout:.0f} s"
+        return f"no answer within {timeout:g} s"
     if process.returncode == -9:
         return "killed by signal 9 (out of memory?)"
     errors.seek(0)
-    return telling([line.strip() for line in errors.read().splitlines() if line.strip()], process.returncode)
+    said = telling([line.strip() for line in errors.read().splitlines() if line.strip()], process.returncode)
+    return f"signal {-process.returncode}: {said}" if process.returncode < 0 else said
 
 
 def telling(lines: list[str], status: int) -> str:
     """The line of a process's errors that says what went wrong."""
     said = [line for line in lines if re.search(TELLING, line)]
     return (said[0] if status < 0 and said else lines[-1] if lines else f"exit status {status}")[:300]
+
+
+def end(process: subprocess.Popen) -> None:
+    """It and what it started: they are a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def answers(
@@ -44,7 +54,7 @@ def answers(
     folder, begun, expired = Path(__file__).parent.parent, "start", threading.Event()
     pipes = {"stdout": subprocess.PIPE, "text": True, "env": variables, "cwd": folder, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors, **pipes) as process:
-        timer = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
+        timer = threading.Timer(timeout, lambda: (expired.set(), end(process)))
         timer.start()
         try:
             for line in process.stdout or ():
@@ -54,6 +64,6 @@ def answers(
             process.wait()
         finally:
             timer.cancel()
-            process.kill()
+            end(process)
         if process.returncode:
             raise Died(begun, last_words(process, errors, expired.is_set(), timeout))

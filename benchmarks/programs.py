@@ -1,5 +1,6 @@
 """A contender made ready to run: compiled by JAX, or on torch tensors."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,6 +42,11 @@ def jax_function(contender: Contender, case: Case) -> Callable:
     return function
 
 
+def products_in(text: str) -> int:
+    """Matrix products of a compiled program: a TPU's are convolutions, a GPU's may be calls of a library."""
+    return len(re.findall(r" dot\(| convolution\(|__cublas[\w$]*(?:gemm|matmul)", text))
+
+
 def jax_program(contender: Contender, case: Case, arguments: tuple) -> Program:
     """Compiled; the time is the median of a few compilations where they are short."""
     if case.mode == "eager":
@@ -52,7 +58,7 @@ def jax_program(contender: Contender, case: Case, arguments: tuple) -> Program:
         program = jax.jit(jax_function(contender, case)).lower(*arguments).compile()
         times.append(time.perf_counter() - start)
     temporary = program.memory_analysis().temp_size_in_bytes
-    return Program(program, 1e3 * float(np.median(times)), temporary, program.as_text().count(" dot("))
+    return Program(program, 1e3 * float(np.median(times)), temporary, products_in(program.as_text() or ""))
 
 
 def torch_program(contender: Contender, case: Case, arguments: tuple) -> Program:
@@ -66,25 +72,41 @@ def torch_program(contender: Contender, case: Case, arguments: tuple) -> Program
         with torch.set_grad_enabled(with_gradient):
             loss = function(*tensors)
         results = (loss.detach(), torch.autograd.grad(loss, [tensors[i] for i in which])) if with_gradient else loss
-        if torch.cuda.is_available():
+        if torch_device() == "cuda":
             torch.cuda.synchronize()
         return results
 
     return Program(run)
 
 
-def torch_tensors(arguments: tuple, count: int) -> tuple:
-    """Copies on torch's own device; the first ``count`` may be differentiated."""
+def torch_device() -> str:
+    """Where JAX runs, in torch's words."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def torch_absence() -> str | None:
+    """Why torch cannot be measured beside JAX here, or None."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch_device() == "cuda" and not torch.cuda.is_available():
+        return "torch without CUDA beside JAX on a GPU"
+    torch.set_float32_matmul_precision("high")  # on a GPU as XLA's default; on a CPU it changes nothing
+    return None
+
+
+def torch_tensors(arguments: tuple, count: int, head_by_class: bool = False) -> tuple:
+    """Copies; the first ``count`` may be differentiated."""
+    import torch
+
     tensors = []
     for i, array in enumerate(arguments):
         if jnp.issubdtype(array.dtype, jnp.integer):
-            tensors.append(torch.from_numpy(np.array(array)).long().to(device))
-        else:
-            tensor = torch.from_numpy(np.array(array, np.float32)).to(device, getattr(torch, str(array.dtype)))
-            tensors.append(tensor.requires_grad_(i < count))
+            tensors.append(torch.from_numpy(np.array(array)).long().to(torch_device()))
+            continue
+        flip = head_by_class and i == 1
+        values = np.array(array.T if flip else array, np.float32, order="C")
+        tensor = torch.from_numpy(values).to(torch_device(), getattr(torch, str(array.dtype)))
+        tensors.append((tensor.T if flip else tensor).requires_grad_(i < count))
     return tuple(tensors)
 
 

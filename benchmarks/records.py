@@ -4,6 +4,7 @@ Every line has ``schema`` and ``kind``. A line is whole or the file is refused: 
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 from .shapes import Case, Shape
 
 SCHEMA = 1
+ERRORS = ("loss_error", "gradient_error")
 KINDS = {
-    "environment": ("date", "versions", "platform", "device"),
+    "environment": ("date", "commit", "versions", "platform", "device", "processor", "cores"),
     "ceiling": ("dtype", "bytes_per_second", "operations_per_second"),
     "row": ("op", "n", "d", "v", "dtype", "mode", "impl", "platform", "status"),
 }
@@ -48,7 +50,9 @@ def fields_of(case: Case) -> dict[str, Any]:
 
 
 def line_of(kind: str, **fields: Any) -> str:
-    return json.dumps({"schema": SCHEMA, "kind": kind, **fields}) + "\n"
+    """Numbers that JSON has no words for, such as the error of a NaN loss, are strings."""
+    finite = {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
+    return json.dumps({"schema": SCHEMA, "kind": kind, **finite}, allow_nan=False) + "\n"
 
 
 def parsed(path: Path, number: int, line: str) -> dict:
@@ -66,7 +70,21 @@ def parsed(path: Path, number: int, line: str) -> dict:
     missing = [field for field in KINDS[record["kind"]] if field not in record]
     if missing:
         raise Bad(f"{where}: a line of kind {record['kind']!r} without {', '.join(missing)}")
+    if record["kind"] == "row":
+        check_row(record, where)
+        record |= {error: float(record[error]) for error in ERRORS if isinstance(record.get(error), str)}
     return record
+
+
+def check_row(row: dict, where: str) -> None:
+    """:class:`Bad` unless the fields that everything rests on have their types."""
+    sizes = all(isinstance(row[size], int) for size in ("n", "d", "v"))
+    words = all(isinstance(row[word], str) for word in ("op", "dtype", "mode", "impl", "platform"))
+    known = row["status"] in ("ok", "absent", "failed") and (row["status"] == "ok" or isinstance(row.get("reason"), str))
+    spread = row.get("wall_ms")
+    timed = spread is None or isinstance(spread, dict) and {"median", "p10", "p90"} <= set(spread)
+    if not (sizes and words and known and timed):
+        raise Bad(f"{where}: a row whose fields are not of the types that this version writes: the file is damaged")
 
 
 def read(path: Path) -> Results:
@@ -98,7 +116,7 @@ def create(path: Path, lines: Iterable[str]) -> None:
 
 
 def append(path: Path, lines: Iterable[str]) -> None:
-    """At once, so that a case is in the file whole or not at all."""
+    """At once. What a full disk cuts short is found, and refused, by the next reading."""
     try:
         with path.open("a") as file:
             file.write("".join(lines))

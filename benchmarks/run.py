@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import records, table
-from .cases import chosen_cases, is_smoke, known, names_of, skipped
+from .cases import TOO_LARGE, chosen_cases, is_smoke, known, names_of, skipped
 from .contenders import CONTENDERS
 from .device import available_bytes
 from .operations import SHARDED
@@ -22,9 +22,10 @@ SHARE_OF_MEMORY = 0.8
 
 
 def worker_environment(device: str | None, case: Case | None) -> dict[str, str]:
-    variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ  # torch shares the device
+    """torch shares an accelerator's memory; a cache of compilations would make the first time of one a lie."""
+    variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     if device:
-        variables["JAX_PLATFORMS"] = PLATFORMS[device]
+        variables["JAX_PLATFORMS"] = PLATFORMS.get(device, device)
     if case and case.operation in SHARDED:  # a CPU stands for two devices; no other platform reads this
         flag = "--xla_force_host_platform_device_count=2"
         variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {flag}".strip()
@@ -32,19 +33,25 @@ def worker_environment(device: str | None, case: Case | None) -> dict[str, str]:
 
 
 def measured(case: Case, names: list[str], options: Namespace, seconds: float, limit: int | None) -> list[dict]:
-    """Rows of all contenders. One that kills the process is a row too, and the others are measured again without it."""
+    """Rows of all contenders. One that kills the process is a row too, and the others are measured again without it; a death
+    in the float64 check repeats the case without the check."""
     failed: dict[str, str] = {}
+    request = {"case": case, "names": names, "failed": failed, "seconds": seconds, "limit": limit, "checked": True}
     while True:
-        request = {"case": case, "names": names, "failed": failed, "seconds": seconds, "limit": limit}
+        rows: dict[str, dict] = {}
         try:
-            messages = list(answers(request, worker_environment(options.device, case), options.timeout))
-            return [message["row"] for message in messages if "row" in message]
+            for message in answers(request, worker_environment(options.device, case), options.timeout):
+                if "row" in message:
+                    rows[message["row"]["impl"]] = message["row"]
+            return [rows[name] for name in names]
         except Died as death:
             if death.begun in names and death.begun not in failed:
                 failed[death.begun] = death.why
-                continue
-            why = f"{death.why}, at {death.begun}"
-            return [without_figures(name, "failed", failed.get(name, why)) for name in names]
+            elif death.begun == "float64" and request["checked"]:
+                request["checked"] = False
+            else:
+                why = f"{death.why}, at {death.begun}"
+                return [rows.get(name) or without_figures(name, "failed", failed.get(name, why)) for name in names]
 
 
 def without_figures(name: str, status: str, why: str) -> dict:
@@ -80,12 +87,12 @@ def share_of_ceiling(row: dict, ceiling: dict | None) -> float | None:
     if row["status"] != "ok" or not ceiling:
         return None
     rates = ("operations_per_second", "bytes_per_second")
-    return max(row[rate] / ceiling[rate] for rate in rates)
+    return max(row[rate] / ceiling[rate] for rate in rates) / row["devices"]
 
 
 def check_same(path: Path, before: dict, now: dict) -> None:
     """:class:`Bad` unless the results so far are from the same device, versions and commit."""
-    for field in ("platform", "device", "devices", "versions", "commit", "cores"):
+    for field in ("platform", "device", "devices", "runtime", "versions", "commit", "processor", "cores"):
         if before.get(field) != now[field]:
             raise Bad(
                 f"{path} was measured with {field} {before.get(field)}, this is {now[field]}: ratios would mix the two; "
@@ -96,9 +103,9 @@ def check_same(path: Path, before: dict, now: dict) -> None:
 def check_writable(options: Namespace) -> None:
     """Before anything is measured."""
     path = options.out
-    if path.exists() and not options.resume:
+    if os.path.lexists(path) and not options.resume:
         raise Bad(f"{path} exists and is left as it is: choose another --out, or go on with it by --resume")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.path.lexists(path) else path.parent, os.W_OK):
         raise Bad(f"cannot write {path}: no permission, or no such folder")
 
 
@@ -110,7 +117,7 @@ def opened(options: Namespace, dtypes: list[str]) -> records.Results:
         environment, ceilings = describe(options, dtypes)
         return records.Results(Path(), environment, {c["dtype"]: c for c in ceilings}, [])
     check_writable(options)
-    before = records.read(options.out) if options.out.exists() else None
+    before = records.read(options.out) if os.path.lexists(options.out) else None
     environment, ceilings = describe(options, [d for d in dtypes if not before or d not in before.ceilings])
     lines = [records.line_of("ceiling", **ceiling) for ceiling in ceilings]
     if before:
@@ -144,8 +151,9 @@ def bar(console: Console) -> Progress:
 
 
 def open_cases(options: Namespace, results: records.Results, cases: list[Case]) -> list[Case]:
-    """Those of which a wanted contender has no row yet."""
-    done = {records.key_of(row) for row in results.rows}
+    """Those of which a wanted contender has no row yet, or failed, or was too large for a suite and is now asked for."""
+    retried = ("failed", TOO_LARGE) if options.shape else ("failed",)
+    done = {records.key_of(row) for row in results.rows if not {row["status"], row.get("reason")} & set(retried)}
     return [case for case in cases if any((case, name) not in done for name in names_of(case, options.impl))]
 
 
@@ -155,7 +163,8 @@ def main(options: Namespace) -> int:
     known("implementation", options.impl, sorted({name for case in cases for name in CONTENDERS[case.operation]}))
     cases = [case for case in cases if names_of(case, options.impl)]
     results = opened(options, list(dict.fromkeys(case.dtype for case in cases)))
-    todo = open_cases(options, results, cases)
+    options.device = options.device or results.environment["platform"]  # no later process may fall back to another
+    todo, broken = open_cases(options, results, cases), 0
     limit = memory_limit(options) if results.environment["platform"] == "cpu" else None
     table.heading(console, results)
     try:
@@ -167,9 +176,12 @@ def main(options: Namespace) -> int:
                 if options.out:
                     records.append(options.out, [records.line_of("row", **row) for row in rows])
                 table.show(progress.console, case, rows)
+                broken += any(row["status"] == "failed" or table.is_wrong(row) for row in rows if row["impl"] == "ours")
                 progress.advance(task)
     except KeyboardInterrupt:
         kept = f"{options.out} has every finished case: go on with --resume" if options.out else "nothing kept without --out"
         console.print(f"stopped; {kept}", markup=False)
         return 130
-    return 0
+    if broken:
+        console.print(f"ours failed or was wrong in {broken} cases")
+    return 1 if broken else 0

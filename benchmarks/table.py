@@ -7,7 +7,7 @@ from .records import Results
 from .shapes import Case
 
 WIDTH = 150  # where the output is not a terminal
-WRONG = 1e-3  # nats of the mean loss: shown in red, never in bold
+WRONG, WRONG_GRADIENT = 1e-3, 0.1  # nats of the mean loss, and of the largest entry: shown in red, never in bold
 
 
 def console() -> Console:
@@ -44,8 +44,8 @@ COLUMNS = (
 
 def is_wrong(row: dict) -> bool:
     """Too far from float64 to be compared by its speed; a NaN is."""
-    error = row.get("loss_error")
-    return error is not None and not error <= WRONG
+    errors = ((row.get("loss_error"), WRONG), (row.get("gradient_error"), WRONG_GRADIENT))
+    return any(error is not None and not error <= bound for error, bound in errors)
 
 
 def best(rows: list[dict], measure) -> float | None:

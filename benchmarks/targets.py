@@ -30,14 +30,14 @@ class Target(NamedTuple):
     mean: bool = False  # the geometric mean is held against the bound, not the worst
 
 
-def by_case(rows: Rows, operation: str, dtype: str, mode: str, shapes: Iterable[Shape], platform: str | None = None):
-    """Shape and the measured rows of its contenders, by name."""
+def by_case(rows: Rows, operation: str, dtype: str, mode: str, shapes: Iterable[Shape], platform: str = "cpu"):
+    """Shape and the measured rows of its contenders, by name; those that were timed without ours say nothing."""
     found: dict[Shape, dict[str, dict]] = {}
     for row in rows:
         case = case_of(row)
         wanted = (case.operation, case.dtype, case.mode) == (operation, dtype, mode) and case.shape in tuple(shapes)
-        on_platform = row["platform"] == platform if platform else not row["platform"].startswith("aot")
-        if wanted and on_platform and row["status"] == "ok":
+        compared = row.get("to_ours") or platform.startswith("aot")
+        if wanted and row["platform"] == platform and row["status"] == "ok" and compared:
             found.setdefault(case.shape, {})[row["impl"]] = row
     return [(shape, row) for shape, row in found.items() if "ours" in row]
 
@@ -80,7 +80,7 @@ def small_call(mode: str, figure: Callable[[dict, dict], float]):
     return figures
 
 
-def linear(dtype: str, figure: Callable[[dict], float | None], keep=lambda shape: True, shapes=LINEAR, platform=None):
+def linear(dtype: str, figure: Callable[[dict], float | None], keep=lambda shape: True, shapes=LINEAR, platform="cpu"):
     """``figure`` of the rows of each shape that has one."""
 
     def figures(rows):
@@ -118,7 +118,7 @@ def allowed_bytes(shape: Shape) -> float:
     return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n
 
 
-def memory_of_linear(dtype: str, shapes=LINEAR, platform=None):
+def memory_of_linear(dtype: str, shapes=LINEAR, platform="cpu"):
     def figures(rows):
         for shape, found in by_case(rows, "linear_cross_entropy", dtype, "value_and_grad", shapes, platform):
             yield str(shape), found["ours"]["temp_bytes"] / allowed_bytes(shape)
@@ -245,26 +245,30 @@ def verdict(target: Target, figures: list[tuple[str, float]]) -> tuple[str, floa
     return name, figure, figure <= target.bound if target.at_most else figure >= target.bound
 
 
+def bound_of(target: Target) -> str:
+    if target.bound == float("inf"):
+        return "shown beside"
+    return f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
+
+
 def committed() -> list[Path]:
     return sorted(COMMITTED.glob("*.jsonl"))
 
 
 def main(options: Namespace) -> int:
-    """Prints every target; exit status 0 whether or not it holds: a figure is not a verdict on the run."""
+    """Prints every target, by file; exit status 0 whether or not it holds: a figure is not a verdict on the run."""
     found: list[Results] = [read(path) for path in options.files or committed()]
-    rows = [row for results in found for row in results.rows]
     drawn = Table(show_edge=False, pad_edge=False)
     for heading in ("target", "bound", "figure", "holds", "where"):
         drawn.add_column(heading, justify="right" if heading in ("bound", "figure") else "left", no_wrap=True)
     for target in targets():
-        figures = list(target.figures(rows))
-        if not figures:
-            drawn.add_row(target.text, f"{target.bound:g}", "-", "not measured", "", style="dim")
-            continue
-        name, figure, holds = verdict(target, figures)
-        relation = "at most" if target.at_most else "at least"
-        style = None if holds else "bold"
-        bound = "shown beside" if target.bound == float("inf") else f"{relation} {target.bound:g}"
-        drawn.add_row(target.text, bound, f"{figure:.3f}", "yes" if holds else "NO", name, style=style)
+        measured = [(results, figures) for results in found if (figures := list(target.figures(results.rows)))]
+        if not measured:
+            drawn.add_row(target.text, bound_of(target), "-", "not measured", "", style="dim")
+        for results, figures in measured:
+            name, figure, holds = verdict(target, figures)
+            where = f"{name} ({results.path.stem})" if len(found) > 1 else name
+            says = "yes" if holds else "NO"
+            drawn.add_row(target.text, bound_of(target), f"{figure:.3f}", says, where, style=None if holds else "bold")
     table.console().print(drawn)
     return 0

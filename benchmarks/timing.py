@@ -18,20 +18,21 @@ def milliseconds(function: Callable[[int], object], first: int, calls: int) -> f
     return 1e3 * (time.perf_counter() - start) / calls
 
 
-def rounds_of(functions: dict[str, Callable], seconds: float = 1.0, at_least: int = 7) -> dict[str, np.ndarray]:
+def rounds_of(functions: dict[str, Callable], seconds: float = 1.0, at_least: int = 5) -> dict[str, np.ndarray]:
     """Wall times in milliseconds of each function, one per round.
 
     The functions take turns in a new order each round: drift of the machine meets all alike, and none always follows the
     same other, whose caches and threads it would inherit.
     """
-    names, order = list(functions), np.random.default_rng(0)
+    names, order, done = list(functions), np.random.default_rng(0), 0
     warm = {name: milliseconds(functions[name], 0, 2) for name in names}
     calls = {name: max(1, math.ceil(1e3 * SHORTEST / warm[name])) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     end, rounds = time.perf_counter() + seconds * len(names), 0
     while rounds < at_least or time.perf_counter() < end:
         for name in order.permutation(names):
-            times[name].append(milliseconds(functions[name], rounds * calls[name], calls[name]))
+            times[name].append(milliseconds(functions[name], done, calls[name]))
+            done += calls[name]  # of all: the next function must not find the inputs of this one in a cache
         rounds += 1
     return {name: np.array(times[name]) for name in names}
 

@@ -1,13 +1,15 @@
 """What the benchmarks compare is the same function: every contender answers as float64 does, and a wrong one shows."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import programs
+from benchmarks import programs, truth
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.sharded import place
-from benchmarks.device import busy, covered, intervals
+from benchmarks.device import elapsed, intervals
 from benchmarks.operations import OPERATIONS, SHARDED, arguments, dimensions, least_bytes, product_operations
 from benchmarks.shapes import DTYPES, MODES, PRESETS, SUITES, Case, Shape, named
 from benchmarks.timing import median_ratio, rounds_of, summary
@@ -73,12 +75,28 @@ def test_a_nan_is_an_error_of_nan():
     assert np.isnan(Truth(case, given).errors(jax.numpy.float32(np.nan))["loss_error"])
 
 
+def test_a_nan_in_one_of_two_gradients_shows():
+    case = small_case("linear_cross_entropy")
+    given = drawn(case)
+    loss, (d_hidden, d_head) = programs.jax_function(CONTENDERS["linear_cross_entropy"]["ours"], case)(*given)
+    exact = Truth(case, given)
+    assert np.isnan(exact.errors((loss, (d_hidden, d_head * np.nan)))["gradient_error"])
+    assert np.isnan(exact.errors((loss, (d_hidden * np.nan, d_head)))["gradient_error"])
+
+
+def test_the_check_is_refused_where_it_would_fill_the_machine(monkeypatch):
+    monkeypatch.setattr(truth, "available_bytes", lambda: 10_000)
+    with pytest.raises(MemoryError, match="float64 needs"):
+        Truth(small_case("cross_entropy"), drawn(small_case("cross_entropy")))
+
+
 def test_large_cases_are_checked_on_fewer_rows():
     case = Case("linear_cross_entropy", PRESETS["llama3"], "bfloat16", "value_and_grad")
     rows = affordable_rows(case)
     assert 64 <= rows < case.shape.n
     assert 8 * rows * case.shape.d * case.shape.v <= EXACT_OPERATIONS or rows == 64
     assert affordable_rows(small_case("linear_cross_entropy")) == 37
+    assert affordable_rows(Case("cross_entropy", Shape(2**14, 2**18), "bfloat16", "forward")) == 2**10
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -98,6 +116,9 @@ def test_work_is_counted_by_the_written_formulas():
     assert product_operations(case._replace(mode="forward")) == 2 * 7 * 3 * 11
     assert least_bytes(case) == 2 * (2 * 7 * 3 + 2 * 3 * 11) + 4 * 7
     assert least_bytes(case._replace(mode="forward")) == 2 * 7 * 3 + 2 * 3 * 11 + 4 * 7
+    assert least_bytes(case, differentiated=1) == least_bytes(case) - 2 * 3 * 11
+    assert least_bytes(case._replace(mode="eager")) == least_bytes(case._replace(mode="forward"))
+    assert product_operations(case._replace(mode="eager")) == product_operations(case._replace(mode="forward"))
 
 
 def test_suites_name_only_what_exists():
@@ -122,6 +143,19 @@ def test_a_bad_shape_is_refused_with_what_it_may_be(text):
 
 def test_a_shape_is_read():
     assert named("n=3,d=4,v=5") == Shape(3, 5, 4) and named("v=5,n=3") == Shape(3, 5) and named("gpt2") == PRESETS["gpt2"]
+
+
+def test_products_are_counted_in_the_words_of_every_compiler():
+    text = "%a = f32[2] dot(%x, %y)\n%b = f32[2] convolution(%x, %y)\n"
+    text += 'custom-call(%x), custom_call_target="__cublas$lt$matmul"\nfusion(%x), calls=%dot'
+    assert programs.products_in(text) == 3
+
+
+def test_the_other_contenders_of_a_round_read_other_inputs():
+    seen = []
+    rounds_of({name: lambda i: seen.append(i) or time.sleep(0.003) for name in "abc"}, seconds=0.01, at_least=4)
+    timed = seen[6:]  # after two warm calls of each
+    assert timed == sorted(set(timed))
 
 
 def test_rounds_take_turns_on_all_inputs():
@@ -149,12 +183,16 @@ def event(start, duration):
     return Named("op", start_ns=start, duration_ns=duration)
 
 
-def test_device_time_is_the_union_of_a_devices_operations():
-    spans = [(0, 4e6), (1e6, 2e6), (3e6, 6e6), (8e6, 9e6)]
-    assert covered(spans) == 7e6
-    assert list(busy(spans, 2)) == [4.0, 4.0]  # two spans each: 0 to 4, and 3 to 6 with 8 to 9
-    assert list(busy(spans, 3)) == [7 / 3] * 3
-    assert busy([], 3) is None
+def test_device_time_is_from_the_first_start_to_the_last_end_of_each_call():
+    """Two streams that overlap, with a gap that the device waits in; two equal calls."""
+    spans = [(0, 6e6), (1e6, 2e6), (10e6, 11e6), (13e6, 17e6)]
+    assert list(elapsed(spans, 2)) == [6.0, 7.0]
+
+
+@pytest.mark.parametrize("spans", [[], [(0, 1)], [(0, 1), (2, 3), (4, 5)]])
+def test_a_trace_that_does_not_divide_into_its_calls_is_refused(spans):
+    with pytest.raises(ValueError, match=f"{len(spans)} spans of 2 equal calls"):
+        elapsed(spans, 2)
 
 
 def test_a_trace_of_a_tpu_gives_programs_and_one_of_a_gpu_gives_streams():

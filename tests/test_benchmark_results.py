@@ -27,8 +27,14 @@ ENVIRONMENT = {
 def row(case: Case, impl: str, milliseconds: float = 1.0, **more) -> dict:
     spread = {"median": milliseconds, "p10": 0.99 * milliseconds, "p90": 1.01 * milliseconds, "rounds": 7}
     figures = {"compile_ms": 9.0, "temp_bytes": 1000, "dots": 3, "peak_bytes": 2000, "operations": 100, "least_bytes": 10}
-    rates = {"tokens_per_second": 1.0, "operations_per_second": 2e9, "bytes_per_second": 1e9, "share_of_ceiling": 0.5}
+    rates = {
+        "tokens_per_second": 1.0,
+        "operations_per_second": 2e9,
+        "bytes_per_second": 1e9,
+        "share_of_ceiling": 0.5,
+    }
     base = records.fields_of(case) | {
+        "devices": 1,
         "impl": impl,
         "platform": "cpu",
         "status": "ok",
@@ -60,6 +66,13 @@ def test_what_is_written_is_read(tmp_path):
     assert results.device == "cpu cpu" and set(results.ceilings) == {"float32", "bfloat16"}
 
 
+def test_a_nan_survives_the_file_which_stays_json(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(CASE, "ours", loss_error=float("nan"), gradient_error=float("inf"))])
+    json.loads(path.read_text().splitlines()[-1], parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    (found,) = records.read(path).rows
+    assert np.isnan(found["loss_error"]) and found["gradient_error"] == np.inf
+
+
 def test_the_last_row_of_a_contender_counts(tmp_path):
     results = records.read(write(tmp_path / "a.jsonl", [row(CASE, "ours", 1.0), row(CASE, "ours", 3.0)]))
     assert [r["to_ours"] for r in results.rows] == [3.0]
@@ -74,6 +87,10 @@ def test_the_last_row_of_a_contender_counts(tmp_path):
         (lambda text: text.replace('"schema": 1', '"schema": "x"'), "line 1: not a line of results"),
         (lambda text: text.replace('"kind": "row"', '"kind": "tow"'), "line 4: not a line of results"),
         (lambda text: text.replace('"impl"', '"impL"'), "line 4: a line of kind 'row' without impl"),
+        (lambda text: text.replace('"commit"', '"comit"'), "line 1: a line of kind 'environment' without commit"),
+        (lambda text: text.replace('"n": 64', '"n": "64"'), "line 4: a row whose fields"),
+        (lambda text: text.replace('"status": "ok"', '"status": "failed"'), "line 4: a row whose fields"),
+        (lambda text: text.replace('"median"', '"mean"'), "line 4: a row whose fields"),
         (lambda text: "\n".join(text.splitlines()[1:]) + "\n", "one line of kind 'environment', got 0"),
         (lambda text: text + text, "one line of kind 'environment', got 2"),
         (lambda text: "[]\n" + text, "line 1: not a line of results"),
@@ -153,6 +170,29 @@ def test_files_with_some_common_cases_are_compared_when_asked(tmp_path):
         compared(tmp_path, before, after)
     (tmp_path / "a.jsonl").unlink(), (tmp_path / "b.jsonl").unlink()
     assert compared(tmp_path, before, after, common=True) == 0
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"status": "failed", "reason": "out of memory: 9"},
+        {"loss_error": float("nan")},
+        {"loss_error": 0.5},
+        {"gradient_error": 1.0},
+    ],
+)
+@pytest.mark.parametrize("ratios", [False, True])
+def test_a_loss_of_ours_that_breaks_is_never_passed_over(tmp_path, capsys, after, ratios):
+    before = [row(CASE, "ours"), row(CASE, "naive", 2.0)]
+    assert compared(tmp_path, before, [row(CASE, "ours", **after), row(CASE, "naive", 2.0)], ratios=ratios) == 1
+    assert "broken: cross_entropy n=64,v=10" in capsys.readouterr().out
+
+
+def test_what_another_device_lacks_is_not_broken(tmp_path):
+    absent = {"status": "absent", "reason": "platform gpu: only cpu"}
+    assert (
+        compared(tmp_path, [row(CASE, "ours"), row(CASE, "naive")], [row(CASE, "ours", **absent), row(CASE, "naive")]) == 0
+    )
 
 
 def test_ratios_are_compared_whatever_the_machine(tmp_path):
@@ -344,7 +384,7 @@ def options(**given):
         ({"shape": ["n=1"]}, "give n=ROWS,v=CLASSES"),
         ({"op": ["linear_cross_entropy"], "shape": ["n=3,v=4"]}, "needs features"),
         ({"op": ["info_nce"], "shape": ["n=3,d=2,v=4"]}, "give v=3"),
-        ({"suite": ["contrastive"], "dtype": ["float16"]}, "no case"),
+        ({"suite": ["contrastive"], "op": ["kl_divergence"]}, "no case"),
     ],
 )
 def test_a_bad_choice_is_refused(given, says):
@@ -359,12 +399,15 @@ def test_choices():
     assert {c.operation for c in chosen_cases(options(shape=["gpt2"]))} == {"linear_cross_entropy"}
     assert {c.shape for c in chosen_cases(options(shape=["n=5,v=7"]))} == {Shape(5, 7)}
     assert {c.shape for c in chosen_cases(options(op=["cross_entropy"], shape=["gpt2"]))} == {Shape(8192, 50257)}
+    (case,) = chosen_cases(options(shape=["llama3"], mode=["forward"], dtype=["float16"]))
+    assert (case.operation, case.dtype, case.mode) == ("linear_cross_entropy", "float16", "forward")
 
 
 @pytest.mark.parametrize(
     "words, says",
     [
         (["compare", "a.jsonl", "b.jsonl", "--threshold", "x%"], "such as 5%"),
+        (["compare", "a.jsonl", "b.jsonl", "--threshold", "5"], "such as 5%"),
         (["run", "--seconds", "0"], "positive number"),
         (["run", "--dtype", "float8"], "invalid choice"),
         (["runn"], "invalid choice"),
@@ -384,6 +427,7 @@ def test_a_bad_word_is_refused(words, says, capsys):
         (["run", "--resume"], "give --out"),
         (["compare", "none.jsonl", "none.jsonl"], "cannot read none.jsonl"),
         (["aot", "--chip", "v9"], "unknown chip v9"),
+        (["aot", "--op", "sharded_cross_entropy"], "aot compiles for one chip"),
         (["targets", "none.jsonl"], "cannot read none.jsonl"),
     ],
 )

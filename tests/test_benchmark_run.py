@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import records, run
+from benchmarks.cases import TOO_LARGE
 from benchmarks.processes import Died, answers
 from benchmarks.shapes import Case, Shape
 
@@ -53,7 +54,7 @@ def test_a_contender_that_needs_more_than_allowed_is_a_cell():
 def test_a_case_that_takes_too_long_is_a_cell():
     rows = measured(["ours", "naive"], timeout=0.5)
     assert {row["status"] for row in rows.values()} == {"failed"}
-    assert all("no answer within 0 s" in row["reason"] for row in rows.values())
+    assert all("no answer within 0.5 s" in row["reason"] for row in rows.values())
 
 
 def test_a_contender_that_kills_its_process_is_a_cell_and_the_others_are_measured(monkeypatch):
@@ -73,6 +74,53 @@ def test_a_contender_that_kills_its_process_is_a_cell_and_the_others_are_measure
     rows = measured(["ours", "naive"])
     assert asked == [{}, {"naive": "killed by signal 9 (out of memory?)"}]
     assert rows["ours"]["status"] == "ok" and "signal 9" in rows["naive"]["reason"]
+
+
+def test_what_was_measured_before_a_death_is_kept(monkeypatch):
+    def scripted(request, variables, timeout):
+        yield {"row": {"impl": "ours", "status": "ok"}}
+        yield {"begin": "timing torch"}
+        raise Died("timing torch", "signal 11: ?")
+
+    monkeypatch.setattr(run, "answers", scripted)
+    rows = measured(["ours", "torch"])
+    assert rows["ours"]["status"] == "ok" and rows["torch"]["reason"] == "signal 11: ?, at timing torch"
+
+
+def test_a_death_in_the_float64_check_repeats_the_case_without_it(monkeypatch):
+    def scripted(request, variables, timeout):
+        if request["checked"]:
+            raise Died("float64", "killed by signal 9 (out of memory?)")
+        yield {"row": {"impl": "ours", "status": "ok"}}
+
+    monkeypatch.setattr(run, "answers", scripted)
+    assert measured(["ours"])["ours"]["status"] == "ok"
+
+
+def test_failures_are_tried_again_on_resume_and_what_is_absent_is_not(tmp_path):
+    def row(impl, status, reason):
+        return records.fields_of(CASE) | {"impl": impl, "platform": "cpu", "status": status, "reason": reason}
+
+    rows = [row("ours", "absent", "not installed: x"), row("naive", "failed", "no answer within 5 s")]
+    results = records.Results(tmp_path, {}, {}, rows)
+    assert run.open_cases(Namespace(impl=["ours"], shape=None), results, [CASE]) == []
+    assert run.open_cases(Namespace(impl=["ours", "naive"], shape=None), results, [CASE]) == [CASE]
+    too_large = records.Results(tmp_path, {}, {}, [row("ours", "absent", TOO_LARGE)])
+    assert run.open_cases(Namespace(impl=["ours"], shape=None), too_large, [CASE]) == []
+    assert run.open_cases(Namespace(impl=["ours"], shape=["n=33,v=17"]), too_large, [CASE]) == [CASE]
+
+
+def test_a_worker_is_told_nothing_of_a_pretended_tpu():
+    """Compiling for a chip that is not here pretends one to libtpu; a real one would believe it."""
+    code = "import benchmarks.aot, benchmarks.run; print(benchmarks.run.worker_environment(None, None))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "JAX_ENABLE_COMPILATION_CACHE" in done.stdout and "TPU_WORKER_HOSTNAMES" not in done.stdout
+
+
+def test_what_a_library_prints_does_not_mix_with_the_answers():
+    code = "import os, benchmarks.worker as w; os.dup2(2, 1); os.write(1, b'noise'); print('more'); w.say(begin='x')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == '{"begin": "x"}\n' and "noise" in done.stderr
 
 
 def test_a_process_that_dies_says_how():

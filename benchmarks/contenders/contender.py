@@ -22,6 +22,7 @@ class Contender(NamedTuple):
     products: int | None = None  # of a scheme that does another number of them than the operation needs
     differentiated: int | None = None  # of the arguments, where not as many as the operation's
     least_width: int = 0  # features below which it is left out: a variant that says nothing there
+    head_by_class: bool = False  # wants the head as (v, d): its (d, v) is then a view of that
 
     def missing(self) -> list[str]:
         """Packages that are not installed."""
@@ -39,3 +40,12 @@ class Contender(NamedTuple):
             if value not in known:
                 return f"{what} {value}: only {', '.join(known)}"
         return f"fewer than {self.least_width} features" if case.shape.d < self.least_width else None
+
+
+def formula(what: str, loss: Callable[..., Any], **more: Any) -> Contender:
+    """One that is the same for every case."""
+    return Contender(what, lambda case: loss, **more)
+
+
+def of_torch(what: str, make: Callable[[Case], Callable], *packages: str, platforms=("cpu", "gpu"), **more: Any):
+    return Contender(what, make, "torch", ("torch", *packages), platforms, **more)

@@ -11,7 +11,7 @@ from crossent_jax._linear_rows import cut_rows
 from crossent_jax._pieces import cut, read, scan_rows
 
 from . import logits
-from .contender import Contender
+from .contender import Contender, formula, of_torch
 
 GRADIENTS = ("value_and_grad",)
 
@@ -122,7 +122,9 @@ def torch_products(case):
 
 def torch_compiled(case):
     loss = logits.torch_loss(case)
-    return importlib.import_module("torch").compile(lambda hidden, head, labels: loss((hidden @ head).float(), labels))
+    return importlib.import_module("torch").compile(
+        lambda hidden, head, labels: loss((hidden @ head).float(), labels), dynamic=False
+    )
 
 
 def liger(case):
@@ -144,15 +146,7 @@ def quack(case):
     return lambda hidden, head, labels: loss(hidden, head.T, labels, reduction="mean")
 
 
-def formula(what, loss, **more):
-    return Contender(what, lambda case: loss, **more)
-
-
-def of_torch(what, make, *packages, platforms=("gpu",), **more):
-    return Contender(what, make, "torch", ("torch", *packages), platforms, **more)
-
-
-HALF = ("bfloat16", "float16")
+HALF, KERNEL = ("bfloat16", "float16"), {"platforms": ("gpu",), "head_by_class": True}
 LINEAR_CROSS_ENTROPY = {
     "ours": formula("crossent_jax.linear_cross_entropy", ours),
     "ours-reference": formula("the same, implementation='reference'", ours_reference),
@@ -176,12 +170,10 @@ LINEAR_CROSS_ENTROPY = {
         products=4,
         platforms=("gpu", "tpu"),
     ),
-    "torch": of_torch("linear layer and cross_entropy", torch_loss, platforms=("cpu", "gpu")),
-    "torch-products": of_torch(
-        "its three bare products", torch_products, platforms=("cpu", "gpu"), ranked=False, is_loss=False, modes=GRADIENTS
-    ),
-    "torch-compile": of_torch("torch.compile, float32 loss", torch_compiled),
-    "liger": of_torch("liger_fused_linear_cross_entropy", liger, "liger_kernel"),
-    "cce": of_torch("cut_cross_entropy without its filter", cut_cross_entropy, "cut_cross_entropy"),
-    "quack": of_torch("chunked_linear_cross_entropy", quack, "quack", dtypes=HALF),
+    "torch": of_torch("linear layer and cross_entropy", torch_loss),
+    "torch-products": of_torch("its three bare products", torch_products, ranked=False, is_loss=False, modes=GRADIENTS),
+    "torch-compile": of_torch("torch.compile, float32 loss", torch_compiled, platforms=("gpu",)),
+    "liger": of_torch("liger_fused_linear_cross_entropy", liger, "liger_kernel", **KERNEL),
+    "cce": of_torch("cut_cross_entropy without its filter", cut_cross_entropy, "cut_cross_entropy", dtypes=HALF, **KERNEL),
+    "quack": of_torch("chunked_linear_cross_entropy", quack, "quack", dtypes=HALF, **KERNEL),
 }

@@ -11,7 +11,7 @@ import optax
 
 import crossent_jax
 
-from .contender import Contender
+from .contender import formula, of_torch
 
 ALL_MODES = ("forward", "value_and_grad", "eager")
 
@@ -68,7 +68,7 @@ def torch_float32_loss(case):
 
 
 def torch_compiled(case):
-    return importlib.import_module("torch").compile(torch_float32_loss(case))
+    return importlib.import_module("torch").compile(torch_float32_loss(case), dynamic=False)
 
 
 def liger(case):
@@ -80,10 +80,6 @@ def quack(case):
     del case
     loss = importlib.import_module("quack.cross_entropy").cross_entropy
     return lambda logits, labels: loss(logits, labels, reduction="mean")
-
-
-def formula(what, loss, **more):
-    return Contender(what, lambda case: loss, **more)
 
 
 FORMULAS = {
@@ -98,11 +94,9 @@ CROSS_ENTROPY = {
     "ours": formula("crossent_jax.cross_entropy", ours, modes=ALL_MODES),
     "ours-reference": formula("the same, implementation='reference'", ours_reference),
     **FORMULAS,
-    "torch": Contender("torch.nn.functional.cross_entropy", torch_loss, "torch", ("torch",)),
-    "torch-float32": Contender(
-        "the same on logits.float()", torch_float32_loss, "torch", ("torch",), dtypes=("bfloat16", "float16")
-    ),
-    "torch-compile": Contender("torch.compile of torch-float32", torch_compiled, "torch", ("torch",), ("gpu",)),
-    "liger": Contender("liger_cross_entropy", liger, "torch", ("torch", "liger_kernel"), ("gpu",)),
-    "quack": Contender("quack.cross_entropy", quack, "torch", ("torch", "quack"), ("gpu",)),
+    "torch": of_torch("torch.nn.functional.cross_entropy", torch_loss),
+    "torch-float32": of_torch("the same on logits.float()", torch_float32_loss, dtypes=("bfloat16", "float16")),
+    "torch-compile": of_torch("torch.compile of torch-float32", torch_compiled, platforms=("gpu",)),
+    "liger": of_torch("liger_cross_entropy", liger, "liger_kernel", platforms=("gpu",)),
+    "quack": of_torch("quack.cross_entropy", quack, "quack", platforms=("gpu",)),
 }

@@ -9,7 +9,7 @@ import optax
 import crossent_jax
 
 from ..operations import TEMPERATURE
-from .contender import Contender
+from .contender import formula, of_torch
 
 
 def ours_soft(logits, targets):
@@ -94,14 +94,6 @@ def torch_info_nce(case):
         return (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
 
     return loss
-
-
-def formula(what, loss, **more):
-    return Contender(what, lambda case: loss, **more)
-
-
-def of_torch(what, make):
-    return Contender(what, make, "torch", ("torch",), ("cpu", "gpu"))
 
 
 SOFT_CROSS_ENTROPY = {
