@@ -11,6 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
 
 from .records import Bad, Results, case_of, read  # noqa: E402
 from .table import time_of  # noqa: E402
@@ -47,16 +48,24 @@ def family(rows: list[dict], axis: str) -> list[dict]:
     return max(groups.values(), key=lambda group: (len({row[axis] for row in group}), len(group)), default=[])
 
 
+def plain(axis) -> None:
+    """Numbers a person reads, at 1, 2 and 5 of each decade of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def draw_lines(axes, rows: list[dict], axis: str, value: Callable[[dict], float | None], names: list[str]) -> None:
     for name in names:
         points = sorted((row[axis], y) for row in rows if row["impl"] == name and (y := value(row)))
-        if points:
+        if len(points) >= LEAST_POINTS:
             xs, ys = zip(*points, strict=True)
             axes.plot(
                 xs, ys, "o-", color=color(name, names), linewidth=2.5 if name == "ours" else 1.2, markersize=4, label=name
             )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    plain(axes.yaxis)
     axes.grid(alpha=0.3, which="major")
 
 
@@ -100,7 +109,7 @@ def roofline(files: list[Results]) -> Figure | str:
         xs = sorted({*line, *([knee] if line[0] < knee < line[1] else [])})
         roof = [min(x * ceiling["bytes_per_second"], ceiling["operations_per_second"]) / 1e9 for x in xs]
         axes.plot(xs, roof, color="black", linewidth=1.2)
-        axes.text(xs[-1], roof[-1] * 1.05, "measured ceiling ", ha="right", va="bottom", fontsize=8)
+        axes.text(xs[-1], roof[-1] * 0.97, "measured ceiling ", ha="right", va="top", fontsize=8)
         for name in [n for n in names if n != "ours"] + ["ours"]:
             points = [
                 (r["operations"] / r["least_bytes"], r["operations_per_second"] / 1e9) for r in mine if r["impl"] == name
@@ -110,7 +119,8 @@ def roofline(files: list[Results]) -> Figure | str:
                     *zip(*points, strict=True), s=26 if name == "ours" else 13, color=color(name, names), label=name
                 )
         axes.set(xscale="log", yscale="log", xlabel="operations a byte, both at the least", ylabel="GFLOP/s", title=dtype)
-        axes.grid(alpha=0.3, which="both")
+        plain(axes.xaxis), plain(axes.yaxis)
+        axes.grid(alpha=0.3)
     figure.suptitle(f"products of the losses on {files[0].device}", fontsize=11)
     legend(figure, panels.flat)
     return figure
@@ -194,7 +204,8 @@ def pareto(files: list[Results]) -> Figure | str:
             axes.scatter(row["temp_bytes"] / 2**20, time_of(row), s=size, color=color(row["impl"], names), label=row["impl"])
         axes.set(xscale="log", xlabel="temporary MiB", ylabel="milliseconds", ylim=(0, None))
         axes.set_title(f"{case.shape} {case.dtype}", fontsize=9)
-        axes.grid(alpha=0.3, which="both")
+        plain(axes.xaxis)
+        axes.grid(alpha=0.3)
     for axes in list(panels.flat)[len(cases) :]:
         axes.set_visible(False)
     figure.suptitle(f"linear_cross_entropy on {files[0].device}: lower left is better", fontsize=11)

@@ -34,7 +34,11 @@ class Results(NamedTuple):
 
     @property
     def device(self) -> str:
-        return f"{self.environment['platform']} {self.environment['device']}"
+        """In words: a CPU's kind says nothing, its processor does."""
+        about = self.environment
+        if about["platform"] == "cpu":
+            return f"CPU {about['processor']}, {about['cores']} cores"
+        return f"{about['platform']} {about['device']}"
 
 
 def case_of(row: dict) -> Case:

@@ -63,7 +63,7 @@ def test_what_is_written_is_read(tmp_path):
     results = records.read(write(tmp_path / "a.jsonl", [row(CASE, "ours"), row(CASE, "naive", 2.0)]))
     assert [r["impl"] for r in results.rows] == ["ours", "naive"]
     assert records.key_of(results.rows[1]) == (CASE, "naive")
-    assert results.device == "cpu cpu" and set(results.ceilings) == {"float32", "bfloat16"}
+    assert results.device == "CPU x, 2 cores" and set(results.ceilings) == {"float32", "bfloat16"}
 
 
 def test_a_nan_survives_the_file_which_stays_json(tmp_path):
