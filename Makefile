@@ -24,7 +24,7 @@ test: $(VENV)/installed
 	$(RUN) -m pytest -q -n $(JOBS)
 
 test-all: $(VENV)/installed
-	$(RUN) tests/environments.py lint mutations peers frameworks aot floor newest
+	$(RUN) tests/environments.py lint mutations peers frameworks benchmarks aot floor newest
 
 lint: $(VENV)/installed
 	$(RUN) tests/environments.py lint

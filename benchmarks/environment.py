@@ -44,13 +44,16 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name where Linux tells it."""
+    """Its name, and the widest vectors it has: what XLA compiles for; where Linux tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    found = {key.strip(): value.strip() for key, value in found.items()}
+    flags = found.get("flags", "").split()
+    widest = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags]
+    return " ".join([found.get("model name", platform.processor()), *widest[:1]])
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Legs of the test run beyond ``make test``, each in an environment of its own built from the project's files.
 
-    python tests/environments.py lint mutations peers frameworks aot floor newest
+    python tests/environments.py lint mutations peers frameworks benchmarks aot floor newest
 
 | leg | what |
 |---|---|
@@ -8,7 +8,8 @@
 | mutations | the planted bugs of tests/mutations, each of which a named test must catch |
 | peers | torch 2.13 answers the committed fixtures again |
 | frameworks | models of Flax and Equinox train with the linear loss: tests/test_frameworks.py |
-| aot | tests/test_aot.py, with the compilers of TPUs and of an H100 |
+| benchmarks | the smoke suite: ratios to the naive formula, and the compiler's figures, beside the committed ones |
+| aot | tests/test_aot.py, with the compilers of TPUs and of an H100; cycles on TPUs beside the committed ones |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
 | newest | the suite on Python 3.13 with the newest packages |
 """
@@ -18,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -80,6 +82,16 @@ def frameworks() -> None:
     run(python, *SUITE, "tests/test_frameworks.py")
 
 
+def benchmarks() -> None:
+    """Ratios of another machine may be twice as high or low; this catches a loss of ours that became several times slower,
+    fails, or is wrong, and memory that grew."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "smoke.jsonl")
+        run(sys.executable, "-m", "benchmarks", "run", "--suite", "smoke", "--device", "cpu", "--out", path)
+        committed = ROOT / "benchmarks/results/cpu-smoke.jsonl"
+        run(sys.executable, "-m", "benchmarks", "compare", committed, path, "--ratios", "--threshold", "200%")
+
+
 def aot() -> None:
     python = environment("aot", sys.executable, "--editable", ".[test,tpu]", "absl-py", "flatbuffers")
     command = [str(python), "-c", "import jax; print(jax.__version__)"]
@@ -88,6 +100,11 @@ def aot() -> None:
         python, "--no-deps", f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}"
     )  # without NVIDIA's libraries
     run(python, *SUITE, "tests/test_aot.py")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "aot.jsonl")
+        chosen = ("--shape", "n=8192,d=2048,v=131072", "--dtype", "bfloat16", "--impl", "ours", "--chip", "v5e", "v6e")
+        run(python, "-m", "benchmarks", "aot", *chosen, "--out", path)
+        run(python, "-m", "benchmarks", "compare", ROOT / "benchmarks/results/aot.jsonl", path, "--ratios", "--common")
 
 
 def floor() -> None:
@@ -114,7 +131,7 @@ def check_that_nothing_moves(python: Path) -> None:
     print("installing beside jax 0.7.2 adds only", ", ".join(sorted(planned)), flush=True)
 
 
-LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, aot, floor, newest)}
+LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, benchmarks, aot, floor, newest)}
 
 
 def main(names: list[str]) -> None:
