@@ -64,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     aot = commands.add_parser("aot", help="what the compiler of a chip that is not here says")
     aot.add_argument("--chip", nargs="+", help="default: all that can be compiled for")
     add_choice(aot)
+    aot.add_argument(
+        "--profile", action="store_true", help="cycles of the static profiler of v5e, v5p and v6e too: minutes each"
+    )
     aot.add_argument("--timeout", type=positive, default=900, help="seconds for one compilation (default 900)")
     commands.add_parser("list", help="suites, operations, implementations and shapes")
     env = commands.add_parser("env", help="what a result would be measured on")

@@ -1,9 +1,9 @@
 """What the compilers of chips that are not here say: cycles, bytes and memory, nothing runs.
 
 Needs jax[tpu]; for h100 JAX's CUDA plugin. Cycles are estimates that were never held against a chip: they rank programs.
-"model": the cost that the compiler leaves in the program; "profile": of its static profiler, which gives up on some
-programs; "memory": the bytes of all operations over the chip's documented bandwidth, in cycles. "by operation": of each
-operation the profile (the model where there is none) or its memory, whichever is more, summed.
+"model": the cost that the compiler leaves in the program; "profile" (``--profile``): of its static profiler, which takes
+minutes and gives up on some programs; "memory": the bytes of all operations over the chip's documented bandwidth, in cycles.
+"by operation": of each operation the profile (the model where there is none) or its memory, whichever is more, summed.
 """
 
 import os
@@ -53,12 +53,12 @@ def compiled(case: Case, name: str, chip: str, folder: Path, flags: str, timeout
     return message
 
 
-def row_of(case: Case, name: str, chip: str, timeout: float) -> dict:
-    """Of one program: compiled twice where there is a profiler, which may abort the process."""
+def row_of(case: Case, name: str, chip: str, options: Namespace) -> dict:
+    """Of one program: compiled once more for the profiler, which takes minutes and may abort the process."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
-            message = compiled(case, name, chip, folder, "", timeout)
+            message = compiled(case, name, chip, folder, "", options.timeout)
         except Died as death:
             return without_figures(name, "failed", death.why)
         if "refused" in message:
@@ -66,17 +66,17 @@ def row_of(case: Case, name: str, chip: str, timeout: float) -> dict:
         row = {"impl": name, "status": "ok", "ranked": CONTENDERS[case.operation][name].ranked, **message}
         if chip in RATES:
             try:
-                row |= cycles(case, name, chip, folder, timeout)
+                row |= cycles(case, name, chip, folder, options)
             except (ValueError, LookupError, TypeError) as error:  # a program that is not written as the reader knows it
                 row |= {"profiler": f"no cycles: {error}"}
     return row
 
 
-def cycles(case: Case, name: str, chip: str, folder: Path, timeout: float) -> dict:
+def cycles(case: Case, name: str, chip: str, folder: Path, options: Namespace) -> dict:
     text, profiler = (folder / "program.txt").read_text(), None
-    if chip in PROFILED:
+    if options.profile and chip in PROFILED:
         try:
-            compiled(case, name, chip, folder, f"--xla_jf_dump_static_llo_profile_to={folder}", timeout)
+            compiled(case, name, chip, folder, f"--xla_jf_dump_static_llo_profile_to={folder}", options.timeout)
             profiler = "complete"
         except Died as death:
             profiler = death.why
@@ -150,7 +150,7 @@ def main(options: Namespace) -> int:
             for case in cases:
                 progress.update(task, description=f"{chip}: {case}")
                 names = [n for n in names_of(case, wanted) if CONTENDERS[case.operation][n].library == "jax"]
-                rows = [row_of(case, name, chip, options.timeout) for name in names]
+                rows = [row_of(case, name, chip, options) for name in names]
                 fields = records.fields_of(case) | {"platform": f"aot {chip}"}
                 if options.out:
                     records.append(options.out, [records.line_of("row", **fields, **row) for row in rows])
