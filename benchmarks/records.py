@@ -114,7 +114,9 @@ def create(path: Path, lines: Iterable[str]) -> None:
         with path.open("x") as file:
             file.writelines(lines)
     except FileExistsError:
-        raise Bad(f"{path} exists and is left as it is: choose another --out (`run` can go on with its own: --resume)") from None
+        raise Bad(
+            f"{path} exists and is left as it is: choose another --out (`run` can go on with its own: --resume)"
+        ) from None
     except OSError as error:
         raise Bad(f"cannot write {path}: {error.strerror}") from None
 

@@ -260,7 +260,8 @@ def main(options: Namespace) -> int:
     found: list[Results] = [read(path) for path in options.files or committed()]
     drawn = Table(show_edge=False, pad_edge=False)
     for heading in ("target", "bound", "figure", "holds", "where"):
-        drawn.add_column(heading, justify="right" if heading in ("bound", "figure") else "left", no_wrap=True)
+        narrow_column = heading not in ("target", "where")  # which wrap where the terminal has no room
+        drawn.add_column(heading, justify="right" if heading in ("bound", "figure") else "left", no_wrap=narrow_column)
     for target in targets():
         measured = [(results, figures) for results in found if (figures := list(target.figures(results.rows)))]
         if not measured:
