@@ -53,11 +53,11 @@ def pairs(before: Results, after: Results, common: bool = False) -> list[tuple[d
 def broken_lines(before: Results, after: Results) -> list[str]:
     """Ours that were right before, and now fail or are wrong; what is absent for another device is not broken."""
     now = {keyed(row): row for row in after.rows}
+    were_right = [row for row in before.rows if is_ours(row["impl"]) and row["status"] == "ok" and not is_wrong(row)]
     found = []
-    for row in before.rows:
-        other = now.get(keyed(row), row) if is_ours(row["impl"]) and row["status"] == "ok" and not is_wrong(row) else row
-        if other["status"] == "failed" or (other is not row and is_wrong(other)):
-            found.append(f"{label(row)}: {other.get('reason') or 'wrong, loss error ' + str(other.get('loss_error'))}")
+    for row in (now[keyed(row)] for row in were_right if keyed(row) in now):
+        if row["status"] == "failed" or is_wrong(row):
+            found.append(f"{label(row)}: {row.get('reason') or 'wrong, loss error ' + str(row.get('loss_error'))}")
     return found
 
 

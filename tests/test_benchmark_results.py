@@ -188,6 +188,13 @@ def test_a_loss_of_ours_that_breaks_is_never_passed_over(tmp_path, capsys, after
     assert "broken: cross_entropy n=64,v=10" in capsys.readouterr().out
 
 
+def test_what_failed_before_or_is_not_ours_is_not_broken(tmp_path):
+    failed = {"status": "failed", "reason": "out of memory: 9"}
+    before = [row(CASE, "ours", **failed), row(CASE, "naive"), row(CASE, "ours-reference")]
+    after = [row(CASE, "ours", **failed), row(CASE, "naive", **failed), row(CASE, "ours-reference")]
+    assert compared(tmp_path, before, after) == 0
+
+
 def test_what_another_device_lacks_is_not_broken(tmp_path):
     absent = {"status": "absent", "reason": "platform gpu: only cpu"}
     assert (

@@ -527,7 +527,7 @@ BUGS = (
     Bug(
         "benchmarks: a loss that fails now is passed over",
         f"{BENCHMARKS}/compare.py",
-        'if other["status"] == "failed" or',
+        'if row["status"] == "failed" or',
         "if",
         f"{RESULTS}::test_a_loss_of_ours_that_breaks_is_never_passed_over",
     ),
