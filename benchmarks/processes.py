@@ -55,8 +55,9 @@ def answers(
     pipes = {"stdout": subprocess.PIPE, "text": True, "env": variables, "cwd": folder, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors, **pipes) as process:
         timer = threading.Timer(timeout, lambda: (expired.set(), end(process)))
-        timer.start()
+        timer.daemon = True  # Ctrl-C at the wrong moment must not leave us waiting for it
         try:
+            timer.start()
             for line in process.stdout or ():
                 message = json.loads(line)
                 begun = message.get("begin", begun)
