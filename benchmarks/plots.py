@@ -5,16 +5,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: E402
-
-from .records import Bad, Results, case_of, read  # noqa: E402
-from .table import time_of  # noqa: E402
+from .records import Bad, Results, case_of, read
+from .table import time_of
 
 OURS = "#c1272d"
 PALETTE = ("#1f5fa8", "#5b9f3b", "#8d5bb5", "#b98521", "#2a9d9d", "#7f7f7f", "#d16ba5", "#4d4d9a", "#9b6a4a", "#444444")
@@ -224,6 +221,7 @@ PLOTS = {
 
 
 def main(options: Namespace) -> int:
+    plt.switch_backend("Agg")  # files, never windows
     files = [read(path) for path in options.files]
     if len(files) > 1:
         print(f"all but devices are of {files[0].path}")
