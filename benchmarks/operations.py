@@ -47,6 +47,30 @@ def row_blocks(n: int, v: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
+def exact_js(logits, teacher):
+    """Jensen-Shannon at beta 1/2, and its gradient of the logits."""
+    total, gradient = 0.0, np.empty_like(logits)
+    for rows in row_blocks(*logits.shape):
+        log_p, log_t = (x - x.max(1, keepdims=True) for x in (logits[rows], teacher[rows]))
+        log_p, log_t = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (log_p, log_t))
+        log_m = np.logaddexp(log_p, log_t) - np.log(2)
+        p, t = np.exp(log_p), np.exp(log_t)
+        chi = p * (log_p - log_m) / 2
+        total += chi.sum() + (t * (log_t - log_m)).sum() / 2
+        gradient[rows] = chi - p * chi.sum(1, keepdims=True)
+    return total / len(logits), (gradient / len(logits),)
+
+
+def exact_linear_kl(hidden, head, teacher_hidden, teacher_head):
+    total, d_hidden, d_head = 0.0, np.empty_like(hidden), np.zeros_like(head)
+    for rows in row_blocks(len(hidden), head.shape[1]):
+        loss, dz = exact_rows(hidden[rows] @ head, probabilities(teacher_hidden[rows] @ teacher_head), kl=True)
+        total, d_hidden[rows] = total + loss, dz @ head.T
+        d_head += hidden[rows].T @ dz
+    n = len(hidden)
+    return total / n, (d_hidden / n, d_head / n)
+
+
 def exact_logits(logits, target, kl: bool = False):
     total, gradient = 0.0, np.empty_like(logits)
     for rows in row_blocks(*logits.shape):
@@ -143,6 +167,20 @@ KL = Operation(
     lambda shape, random: (draw_logits(shape, random), draw_logits(shape, random)),
     lambda z, teacher: exact_logits(z, probabilities(teacher), kl=True),
 )
+JS = KL._replace(
+    name="js_divergence",
+    formula="mean of the Jensen-Shannon divergence of softmax(teacher) and softmax(z), gradient of z",
+    exact=exact_js,
+)
+LINEAR_KL = Operation(
+    "linear_kl_divergence",
+    "kl_divergence of hidden @ head and of the teacher's own product, gradients of hidden and head",
+    True,
+    (HIDDEN, HEAD, HIDDEN, HEAD),
+    2,
+    lambda shape, random: (*draw_linear(shape, random)[:2], *draw_linear(shape, random)[:2]),
+    exact_linear_kl,
+)
 INFO_NCE = Operation(
     "info_nce",
     f"symmetric InfoNCE at temperature {TEMPERATURE}, positives on the diagonal",
@@ -159,6 +197,8 @@ OPERATIONS = {
         PROJECTED,
         SOFT,
         KL,
+        JS,
+        LINEAR_KL,
         INFO_NCE,
         LABELLED._replace(name="sharded_cross_entropy", formula="cross_entropy, classes split over all devices"),
         PROJECTED._replace(

@@ -96,6 +96,9 @@ LOGITS_OVER_V = tuple(Shape(2**22 // v, v) for v in (16, 128, 1024, 8192, 65536,
 
 PAIRS = (Shape(8192, 257), Shape(2048, 4099), Shape(256, 50257))
 BATCHES = (Shape(1021, 1021, 64), Shape(4096, 4096, 256))  # contrastive: as many classes as rows
+LARGE_BATCH = Shape(16384, 16384, 512)  # a minute a round on a CPU: float32 only
+DISTILLED = (Shape(1021, 32771, 256), Shape(2048, 16384, 64))
+DISTILLED_LARGE = (Shape(8192, 131072, 1024),)  # compiled for chips alone
 
 SUITES = {
     "smoke": (
@@ -116,8 +119,13 @@ SUITES = {
         Group("linear_cross_entropy", OVER_V + OVER_N, ("float32",)),
         Group("linear_cross_entropy", LARGE, ("bfloat16",)),
     ),
-    "divergence": (Group("soft_cross_entropy", PAIRS, modes=BOTH), Group("kl_divergence", PAIRS, modes=BOTH)),
-    "contrastive": (Group("info_nce", BATCHES),),
+    "divergence": (
+        Group("soft_cross_entropy", PAIRS, modes=BOTH),
+        Group("kl_divergence", PAIRS, modes=BOTH),
+        Group("js_divergence", PAIRS),
+        Group("linear_kl_divergence", DISTILLED),
+    ),
+    "contrastive": (Group("info_nce", BATCHES), Group("info_nce", (LARGE_BATCH,), ("float32",))),
     "sharded": (
         Group("sharded_cross_entropy", (Shape(1021, 32768), Shape(8192, 1024)), ("float32",), BOTH),
         Group("sharded_linear_cross_entropy", (Shape(1021, 32768, 64),), ("float32",)),
@@ -128,6 +136,7 @@ SUITES = {
 AOT = (
     Group("linear_cross_entropy", (Shape(8192, 131072, 2048), Shape(16384, 131072, 1024)), ("bfloat16",)),
     Group("cross_entropy", (Shape(4096, 50257),), ("bfloat16",)),
+    Group("linear_kl_divergence", DISTILLED_LARGE, ("bfloat16",)),
 )
 AOT_IMPLEMENTATIONS = ("ours", "naive", "products", "logsumexp", "optax-integer")
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from . import table
 from .records import Results, case_of, read
-from .shapes import LINEAR, LOGITS, PRESETS, Shape
+from .shapes import DISTILLED, DISTILLED_LARGE, LARGE_BATCH, LINEAR, LOGITS, PAIRS, PRESETS, Shape
 from .timing import geometric_mean
 
 COMMITTED = Path(__file__).parent / "results"
@@ -203,6 +203,52 @@ def targets_of_linear() -> list[Target]:
     ]
 
 
+def of_pairs(operation: str, dtype: str, figure: Callable[[Shape, dict], float | None], shapes=PAIRS, platform="cpu"):
+    """``figure(shape, rows)`` of each shape of an operation on two distributions."""
+
+    def figures(rows):
+        for shape, found in by_case(rows, operation, dtype, "value_and_grad", shapes, platform):
+            value = figure(shape, found)
+            if value is not None:
+                yield str(shape), value
+
+    return figures
+
+
+def over(name: str):
+    return lambda shape, found: 1 / found[name]["to_ours"] if name in found else None
+
+
+def memory_over(name: str):
+    return lambda shape, found: found["ours"]["temp_bytes"] / found[name]["temp_bytes"] if name in found else None
+
+
+def one_array(shape: Shape, found) -> float:
+    """Temporary bytes over one float32 array of the logits' shape, and 8 MiB of blocks."""
+    return found["ours"]["temp_bytes"] / (4 * shape.n * shape.v + 8 * 2**20)
+
+
+def targets_of_pairs() -> list[Target]:
+    found = []
+    for operation in ("kl_divergence", "js_divergence", "soft_cross_entropy"):
+        for dtype in ("float32", "bfloat16"):
+            what, figures = f"{operation} {dtype}: over log_softmax", of_pairs(operation, dtype, over("log-softmax"))
+            found += [Target(what, 1.0, figures), Target(what + ", mean", 0.85, figures, mean=True)]
+            memory = of_pairs(operation, dtype, one_array)
+            found.append(Target(f"{operation} {dtype}: temporary bytes over one array", 1.0, memory))
+    for dtype in ("float32", "bfloat16"):
+        figures = of_pairs("linear_kl_divergence", dtype, over("naive"), DISTILLED)
+        found.append(Target(f"linear_kl_divergence {dtype}: over naive", 1.0, figures))
+    for chip in ("v5e", "v6e", "h100"):
+        figures = of_pairs("linear_kl_divergence", "bfloat16", memory_over("naive"), DISTILLED_LARGE, f"aot {chip}")
+        found.append(Target(f"{chip}: distillation, temporary bytes over naive's", 0.1, figures))
+    large = [LARGE_BATCH]
+    return found + [
+        Target("info_nce of 16384: over naive", 1.1, of_pairs("info_nce", "float32", over("naive"), large)),
+        Target("  temporary bytes over naive's", 0.05, of_pairs("info_nce", "float32", memory_over("naive"), large)),
+    ]
+
+
 def targets_of_chips() -> list[Target]:
     found = []
     for chip, bound in (("v5e", 1.15), ("v6e", 1.3)):
@@ -233,7 +279,7 @@ def per_token_to_products(found):
 
 
 def targets() -> list[Target]:
-    return targets_of_logits() + targets_of_linear() + targets_of_chips()
+    return targets_of_logits() + targets_of_linear() + targets_of_pairs() + targets_of_chips()
 
 
 def verdict(target: Target, figures: list[tuple[str, float]]) -> tuple[str, float, bool]:

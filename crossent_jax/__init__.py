@@ -2,12 +2,22 @@
 
 from . import guards as guards
 from ._binary import binary_cross_entropy as binary_cross_entropy
+from ._contrastive import info_nce as info_nce
+from ._contrastive import sigmoid_contrastive as sigmoid_contrastive
 from ._core import RowStats as RowStats
 from ._cross_entropy import cross_entropy as cross_entropy
 from ._cross_entropy import row_stats as row_stats
 from ._cross_entropy import soft_cross_entropy as soft_cross_entropy
 from ._cross_entropy import token_log_probs as token_log_probs
 from ._dispatch import explain as explain
+from ._divergences import divergence as divergence
+from ._divergences import jeffreys_divergence as jeffreys_divergence
+from ._divergences import js_divergence as js_divergence
+from ._divergences import kl as kl
+from ._divergences import kl_divergence as kl_divergence
+from ._divergences import linear_divergence as linear_divergence
+from ._divergences import reverse_kl_divergence as reverse_kl_divergence
+from ._divergences import total_variation as total_variation
 from ._linear import linear_cross_entropy as linear_cross_entropy
 from ._linear import linear_loss as linear_loss
 from ._linear import linear_row_stats as linear_row_stats

@@ -143,9 +143,9 @@ def _check_values(spec: Spec, rows: Rows, z) -> None:
         valid = valid_rows(rows.target, rows.where, spec.ignore_index)
         _check_labels(spec, rows.target, valid, total_classes(z.shape[spec.axis], spec.axis_name))
     if spec.linear is None:
-        _check_logits("logits", rows.logits, spec.axis, valid)
+        check_logit_values("logits", rows.logits, spec.axis, valid)
     else:
-        _check_projection(rows.logits, valid)
+        check_projection_values(rows.logits, valid)
     for name, weights in (("row_weights", rows.row_weights), ("class_weights", rows.class_weights)):
         if weights is not None:
             guards.require(name, weights, jnp.isfinite(weights), "finite numbers")
@@ -163,16 +163,18 @@ def _check_labels(spec: Spec, labels: Array, valid, classes: int) -> None:
     guards.require("labels", labels, known, f"a class id in [0, {classes})")
 
 
-def _check_logits(name: str, z: Array, axis: int, valid) -> None:
+def check_logit_values(name: str, z: Array, axis: int, valid) -> None:
+    """Demand finite logits, or -inf, in the valid rows."""
     finite = jnp.isfinite(z) | (z == -jnp.inf)
     finite = finite if valid is None else finite | ~jnp.expand_dims(valid, axis)
     guards.require(name, z, finite, "finite numbers, or -inf for a masked class")
 
 
-def _check_projection(projection: Projection, valid) -> None:
+def check_projection_values(projection: Projection, valid, prefix: str = "") -> None:
+    """Demand finite hidden states in the valid rows, and a finite head and bias."""
     hidden, head, bias = projection
     finite = jnp.isfinite(hidden)
-    guards.require("hidden", hidden, finite if valid is None else finite | ~valid[..., None], "finite numbers")
-    guards.require("head", head, jnp.isfinite(head), "finite numbers")
+    guards.require(f"{prefix}hidden", hidden, finite if valid is None else finite | ~valid[..., None], "finite numbers")
+    guards.require(f"{prefix}head", head, jnp.isfinite(head), "finite numbers")
     if bias is not None:
-        _check_logits("bias", bias, -1, None)
+        check_logit_values(f"{prefix}bias", bias, -1, None)

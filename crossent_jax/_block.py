@@ -37,7 +37,8 @@ class Operands(NamedTuple):
 class Wanted(NamedTuple):
     """What is static about a state: the class axis (negative), the soft cap, which optional fields, whether a row's
     cotangents can be zero while others' are not (then its gradient must be 0 even if its logits are NaN: one more select
-    per class, 10 % of the time at 10 classes on a CPU), and whether the gradient will be asked for too."""
+    per class, 10 % of the time at 10 classes on a CPU), whether the gradient will be asked for too, and whether JAX itself
+    differentiates the state, so that no derivative of an unused value may be infinite."""
 
     axis: int
     softcap: float | None = None
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
     argmax: bool = False
     rows_may_drop: bool = True
     gradient_follows: bool = False
+    differentiated_by_jax: bool = False
 
 
 def statistics_dtype(dtype) -> jnp.dtype:
@@ -91,7 +93,7 @@ def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
     """Cotangents of the operands (None: not differentiable) from the cotangents ``g`` of the state."""
     operands, state = _apart_from_forward(operands, state)
     classes = _classes(wanted, operands, state.maximum)
-    dropped = _dropped(wanted, classes, g)
+    dropped = _dropped(wanted, operands, classes, g)
     du = _zero(dropped, _gradient_of_mapped(wanted, operands, state, classes, g))
     return Operands(
         logits=_through_map(wanted, operands, dropped, du).astype(operands.logits.dtype),
@@ -113,9 +115,11 @@ def _apart_from_forward(operands: Operands, state: State) -> tuple[Operands, Sta
     return operands._replace(logits=logits), state._replace(maximum=maximum)
 
 
-def _dropped(wanted: Wanted, classes: "_Classes", g: State) -> Array | None:
+def _dropped(wanted: Wanted, operands: Operands, classes: "_Classes", g: State) -> Array | None:
     """Classes whose gradient is 0 whatever the formula says: masked ones, and all of a row without cotangents."""
     masked = None if classes.allowed is None else ~classes.allowed
+    if masked is None and is_soft(operands.target):
+        masked = operands.logits == -jnp.inf  # where e is 0 but a target need not be
     if not wanted.rows_may_drop:
         return masked
     fields = [g.exp_sum, g.exp_dot, g.target_dot, g.target_exp, g.prior_dot]
@@ -152,7 +156,8 @@ def _classes(wanted: Wanted, operands: Operands, maximum: Array) -> _Classes:
 
 def _is_plain(wanted: Wanted, operands: Operands) -> bool:
     absent = (wanted.softcap, operands.prior, operands.class_mask, operands.temperature)
-    return all(option is None for option in absent) and not wanted.entropy and not is_soft(operands.target)
+    careful = wanted.entropy or wanted.target_exp or (is_soft(operands.target) and wanted.differentiated_by_jax)
+    return all(option is None for option in absent) and not careful
 
 
 def _allowed(wanted: Wanted, operands: Operands) -> Bool[Array, "..."]:
@@ -191,6 +196,9 @@ def _soft_fields(wanted, operands, maximum, classes):
     """``(sum t d, sum t, sum t e)``; the first is -inf where the target reaches a masked class."""
     del maximum
     axis, target = wanted.axis, operands.target.astype(classes.d.dtype)
+    if classes.allowed is None:  # a masked class has d = -inf
+        dot = jnp.sum(jnp.where(target == 0, 0, target * classes.d), axis)
+        return dot, jnp.sum(target, axis), None
     reaches_masked = jnp.any((target != 0) & ~classes.allowed, axis)
     target = jnp.where(classes.allowed, target, 0)
     dot = jnp.where(reaches_masked, -jnp.inf, jnp.sum(target * classes.d, axis))

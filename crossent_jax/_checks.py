@@ -97,7 +97,71 @@ def labels(value, z: jax.Array, axis: int) -> jax.Array:
 def targets(value, z: jax.Array) -> jax.Array:
     """Target probabilities of every class."""
     value = floating("targets", value, "integer class ids go to cross_entropy.")
-    return _same_shape("targets", value, z.shape, "the logits' shape")
+    return same_shape("targets", value, z.shape, "the logits' shape")
+
+
+def teacher_logits(value, z) -> jax.Array:
+    """The teacher's logits."""
+    value = floating("teacher_logits", value)
+    return same_shape("teacher_logits", value, z.shape, "the logits' shape", "Both need the same vocabulary.")
+
+
+def teacher_top_k(value, shape, classes: int) -> tuple[jax.Array, jax.Array]:
+    """Class ids and log-probabilities, of the batch's shape and one more axis."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"teacher_top_k must be a pair (indices, log_probs); got {type(value).__name__}.")
+    indices, log_probs = (
+        array("the indices of teacher_top_k", value[0]),
+        floating("the log_probs of teacher_top_k", value[1]),
+    )
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"the indices of teacher_top_k must have an integer dtype; got {_described(indices)}.")
+    if indices.ndim == 0 or indices.shape[:-1] != tuple(shape) or not 1 <= indices.shape[-1] <= classes:
+        raise ValueError(
+            f"the indices of teacher_top_k must have the batch shape {tuple(shape)} and one axis more, of 1 to {classes} "
+            f"classes; got {tuple(indices.shape)}."
+        )
+    return indices, same_shape("the log_probs of teacher_top_k", log_probs, indices.shape, "the shape of the indices")
+
+
+def vectors(name: str, value) -> jax.Array:
+    """Floating vectors, one per row."""
+    value = floating(name, value)
+    if value.ndim != 2:
+        raise ValueError(f"{name} must have shape (batch, features); got {tuple(value.shape)}.")
+    return value
+
+
+def ids(name: str, value, length: int) -> jax.Array:
+    """Integers, one per row."""
+    value = array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"{name} must have an integer dtype; got {_described(value)}.")
+    return same_shape(name, value, (length,), "one id per row, shape")
+
+
+def one_of(name: str, value, options: tuple[str, ...]):
+    """One of a few names."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}.")
+    return value
+
+
+def order(kind: str, value) -> float:
+    """A static number, the order of a Renyi (above 0) or alpha divergence (not 0)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"kind={kind!r} needs a static order: pass a Python number; got {value!r}.")
+    if not math.isfinite(value) or (value <= 0 if kind == "renyi" else value == 0):
+        demand = "above 0" if kind == "renyi" else "other than 0 (the limit at 0 is kind='reverse_kl')"
+        raise ValueError(f"order must be a finite number {demand} for kind={kind!r}; got {value!r}.")
+    return float(value)
+
+
+def flag(name: str, value) -> bool:
+    """True or False, static."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}.")
+    return value
 
 
 def binary_labels(value, z: jax.Array) -> jax.Array:
@@ -105,7 +169,7 @@ def binary_labels(value, z: jax.Array) -> jax.Array:
     value = array("labels", value)
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise TypeError(f"labels must be bool, integer or floating; got {_described(value)}. Take the real part.")
-    return _same_shape("labels", value, z.shape, "the logits' shape", "Every decision has a label; one-hot class ids first.")
+    return same_shape("labels", value, z.shape, "the logits' shape", "Every decision has a label; one-hot class ids first.")
 
 
 def pos_weight(value, z: jax.Array):
@@ -121,7 +185,8 @@ def pos_weight(value, z: jax.Array):
     return value
 
 
-def _same_shape(name: str, value: jax.Array, shape, meaning: str, hint: str = "Nothing is broadcast.") -> jax.Array:
+def same_shape(name: str, value: jax.Array, shape, meaning: str, hint: str = "Nothing is broadcast.") -> jax.Array:
+    """The value, if it has the shape."""
     if value.shape != tuple(shape):
         raise ValueError(f"{name} must have {meaning} {tuple(shape)}; got {tuple(value.shape)}. {hint}")
     return value
@@ -135,10 +200,10 @@ def where(value, shape, logits_shape, name: str = "where") -> jax.Array | None:
     hint = "Nothing is broadcast."
     if value.shape == tuple(logits_shape) != tuple(shape):
         hint = "A mask over classes is class_mask."
-    return _same_shape(name, value, shape, "the labels' shape", hint)
+    return same_shape(name, value, shape, "the labels' shape", hint)
 
 
-def class_mask(value, z: jax.Array, axis: int) -> jax.Array | None:
+def class_mask(value, z, axis: int) -> jax.Array | None:
     """A boolean array over the classes, ``(v,)`` or the logits' shape, True for the classes that take part."""
     if value is None:
         return None
@@ -164,14 +229,14 @@ def row_weights(value, shape, name: str = "row_weights") -> jax.Array | None:
     if value is None:
         return None
     value = floating(name, value, "a boolean mask is where=; otherwise cast with .astype(jnp.float32).")
-    return _same_shape(name, value, shape, "the labels' shape")
+    return same_shape(name, value, shape, "the labels' shape")
 
 
 def class_weights(value, num_classes: int, name: str = "class_weights") -> jax.Array | None:
     """Floating weights, one per class."""
     if value is None:
         return None
-    return _same_shape(name, floating(name, value), (num_classes,), "one entry per class, shape")
+    return same_shape(name, floating(name, value), (num_classes,), "one entry per class, shape")
 
 
 def scalar(
@@ -222,10 +287,7 @@ def ignore_index(value) -> int | None:
 
 def reduction(value) -> str:
     """One of the four reductions."""
-    if value not in REDUCTIONS:
-        names = ", ".join(repr(name) for name in REDUCTIONS)
-        raise ValueError(f"reduction must be one of {names}; got {value!r}.")
-    return value
+    return one_of("reduction", value, REDUCTIONS)
 
 
 def axis_name(value) -> str | None:
@@ -242,31 +304,33 @@ def head_vocab_axis(value) -> int:
     return int(value) % 2
 
 
-def projection(hidden, head, bias, vocab_axis: int) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Hidden states ``(..., d)``, a head of rank 2 with the same d, and a bias ``(v,)``."""
-    hidden, head = floating("hidden", hidden), floating("head", head)
+def projection(hidden, head, bias, vocab_axis: int, side: str = "") -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Hidden states ``(..., d)``, a head of rank 2 with the same d, and a bias ``(v,)``. ``side``: before their names."""
+    hidden, head = floating(f"{side}hidden", hidden), floating(f"{side}head", head)
     if hidden.ndim == 0:
-        raise ValueError("hidden must have a feature axis; got a scalar. Pass an array of shape (..., d).")
+        raise ValueError(f"{side}hidden must have a feature axis; got a scalar. Pass an array of shape (..., d).")
     if head.ndim != 2:
-        raise ValueError(f"head must have two axes, features and vocabulary; got shape {head.shape}.")
+        raise ValueError(f"{side}head must have two axes, features and vocabulary; got shape {head.shape}.")
     features, classes = head.shape[1 - vocab_axis], head.shape[vocab_axis]
     if features != hidden.shape[-1]:
         raise ValueError(
-            f"head has {features} features (axis {1 - vocab_axis} of shape {head.shape}, head_vocab_axis={vocab_axis}) and "
-            f"hidden {hidden.shape[-1]} (last axis of shape {hidden.shape}): they must agree. "
-            + _other_layout(hidden, head, vocab_axis)
+            f"{side}head has {features} features (axis {1 - vocab_axis} of shape {head.shape}, "
+            f"{side}head_vocab_axis={vocab_axis}) and {side}hidden {hidden.shape[-1]} (last axis of shape {hidden.shape}): "
+            "they must agree. " + _other_layout(hidden, head, vocab_axis, side)
         )
     if not 0 < classes <= LARGEST_CLASS_COUNT:
-        raise ValueError(f"head has {classes} classes (axis {vocab_axis} of shape {head.shape}); at least 1 is needed.")
+        raise ValueError(
+            f"{side}head has {classes} classes (axis {vocab_axis} of shape {head.shape}); at least 1 is needed."
+        )
     if bias is not None:
-        bias = _same_shape("bias", floating("bias", bias), (classes,), "one entry per class, shape")
+        bias = same_shape(f"{side}bias", floating(f"{side}bias", bias), (classes,), "one entry per class, shape")
     return hidden, head, bias
 
 
-def _other_layout(hidden: jax.Array, head: jax.Array, vocab_axis: int) -> str:
+def _other_layout(hidden: jax.Array, head: jax.Array, vocab_axis: int, side: str) -> str:
     if head.shape[vocab_axis] == hidden.shape[-1]:
-        return f"The head looks transposed: pass head_vocab_axis={1 - vocab_axis}."
-    return "head is (d, v) with head_vocab_axis=1, (v, d) with head_vocab_axis=0."
+        return f"The head looks transposed: pass {side}head_vocab_axis={1 - vocab_axis}."
+    return f"{side}head is (d, v) with {side}head_vocab_axis=1, (v, d) with {side}head_vocab_axis=0."
 
 
 def chunk_rows(value) -> int | None:
@@ -309,7 +373,7 @@ def segment_ids(value, shape) -> jax.Array | None:
     value = array("segment_ids", value)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"segment_ids must have an integer dtype; got {_described(value)}. Cast with .astype(jnp.int32).")
-    return _same_shape("segment_ids", value, shape, "the labels' shape")
+    return same_shape("segment_ids", value, shape, "the labels' shape")
 
 
 def row_arg(name: str, value, shape) -> jax.Array:

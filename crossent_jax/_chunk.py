@@ -265,7 +265,7 @@ def as_primals(sums: Sums, fused: Fused, scale) -> Fused:
     :func:`as_shapes`."""
 
     def cotangent(total, primal):
-        if not _is_floating(primal):
+        if not is_floating(primal):
             return None
         if total is None or total.shape != primal.shape:
             return zeros(primal, primal.dtype)
@@ -305,28 +305,30 @@ def filled(sums: Sums, fused: Fused) -> Sums:
     """The sums with 0 in the place of gradients that were not needed, for the same reason."""
 
     def fill(total, part):
-        return jnp.zeros(()) if total is None and _is_floating(part) else total
+        return jnp.zeros(()) if total is None and is_floating(part) else total
 
     return jax.tree.map(fill, sums, parts_of(fused), is_leaf=lambda x: x is None)
 
 
-def _is_floating(part) -> bool:
+def is_floating(part) -> bool:
+    """Whether there is an array, of floating numbers."""
     return part is not None and jnp.issubdtype(part.dtype, jnp.floating)
 
 
-def _is_primal(x) -> bool:
+def is_primal(x) -> bool:
+    """Whether this is what the forward rule of a ``custom_vjp`` with symbolic zeros gets in an array's place."""
     return hasattr(x, "perturbed")
 
 
 def values_of(primals):
     """The arrays that the rules of a ``custom_vjp`` with symbolic zeros get."""
-    return jax.tree.map(lambda x: x.value, primals, is_leaf=_is_primal)
+    return jax.tree.map(lambda x: x.value, primals, is_leaf=is_primal)
 
 
 def perturbed(primals: Fused) -> Needed:
     """Which gradients a ``custom_vjp`` with symbolic zeros is asked for."""
 
     def asked(x) -> bool:
-        return _is_primal(x) and x.perturbed and jnp.issubdtype(x.value.dtype, jnp.floating)
+        return is_primal(x) and x.perturbed and jnp.issubdtype(x.value.dtype, jnp.floating)
 
     return Needed(*map(asked, parts_of(primals)))

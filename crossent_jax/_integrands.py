@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._block import statistics_dtype
 
-_SERIES_RADIUS, _SERIES_TERMS = 0.5, 16  # 2 * 0.5^16 / 18! < 1e-20: complete in float64
+SERIES_RADIUS, SERIES_TERMS = 0.5, 16  # 2 * 0.5^16 / 18! < 1e-20: complete in float64
 
 
 class Pair(NamedTuple):
@@ -42,6 +42,13 @@ def from_probabilities(log_p: Float[Array, "..."], t: Float[Array, "..."]) -> Pa
     return Pair(log_p, jnp.where(present, t, 0), log_ratio, present)
 
 
+def log_probabilities(p: Float[Array, "..."], needed: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """log p; the constant -inf where p is 0 and not needed, where its derivative would meet 0 as infinity."""
+    p = p.astype(statistics_dtype(p.dtype))
+    constant = (p == 0) & ~needed
+    return jnp.where(constant, -jnp.inf, jnp.log(jnp.where(constant, 1, p)))
+
+
 def from_logs(log_p: Float[Array, "..."], log_t: Float[Array, "..."]) -> Pair:
     """Pair of log-probabilities; t is 0 where ``exp(log_t)`` underflows."""
     log_p, log_t = _promoted(log_p, log_t)
@@ -50,23 +57,48 @@ def from_logs(log_p: Float[Array, "..."], log_t: Float[Array, "..."]) -> Pair:
     return Pair(log_p, t, _log_ratio(log_p, jnp.where(present, log_t, 0), present), present)
 
 
+def from_both_probabilities(p: Float[Array, "..."], t: Float[Array, "..."]) -> Pair:
+    """Pair of probabilities. Where they are close ``log t - log p`` is taken from their difference; where both are 0 neither
+    gets a gradient."""
+    p, t = _promoted(p, t)
+    present = t != 0
+    log_p = log_probabilities(p, present)
+    t_or_1 = jnp.where(present, t, 1)
+    apart = jnp.where(present, p - t, 0) / t_or_1
+    near = jnp.abs(apart) < 0.5
+    log_ratio = jnp.where(near, -jnp.log1p(jnp.where(near, apart, 0)), jnp.log(t_or_1) - log_p)
+    return Pair(log_p, jnp.where(present, t, 0), jnp.where(present, log_ratio, jnp.where(jnp.isnan(p), p, 0)), present)
+
+
 def kl(pair: Pair) -> Float[Array, "..."]:
     """``t (log t - log p)``: of either sign, and any sums of p and t."""
     return pair.t * pair.log_ratio
 
 
+def kl_in_two(pair: Pair, difference: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """:func:`kl` as two arrays to be summed one by one, so that nothing is lost where p and t are close: there the
+    non-negative :func:`generalized_kl` and ``difference``, t - p."""
+    near, close = _close(pair)
+    return jnp.where(near, close, kl(pair)), jnp.where(near, difference, 0)
+
+
 def generalized_kl(pair: Pair) -> Float[Array, "..."]:
     """``p - t + t (log t - log p)``, never negative: with ``x = log p - log t`` it is ``t (exp(x) - 1 - x)``, by its
     series where p and t are close and the plain formula would cancel."""
-    near = pair.present & (jnp.abs(pair.log_ratio) <= _SERIES_RADIUS)
-    close = pair.t * _expm1_minus(jnp.where(near, -pair.log_ratio, 0))
+    near, close = _close(pair)
     return jnp.where(near, close, jnp.exp(pair.log_p) - pair.t + kl(pair))
 
 
-def _expm1_minus(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _close(pair: Pair) -> tuple[Bool[Array, "..."], Float[Array, "..."]]:
+    """Where the series holds, and ``t (exp(x) - 1 - x)`` by it."""
+    near = pair.present & (jnp.abs(pair.log_ratio) <= SERIES_RADIUS)
+    return near, pair.t * expm1_minus(jnp.where(near, -pair.log_ratio, 0))
+
+
+def expm1_minus(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """``exp(x) - 1 - x = x^2 / 2 (1 + x / 3 (1 + x / 4 (...)))`` for small x."""
     tail = jnp.ones_like(x)
-    for n in range(_SERIES_TERMS + 2, 2, -1):
+    for n in range(SERIES_TERMS + 2, 2, -1):
         tail = 1 + x / n * tail
     return jnp.square(x) / 2 * tail
 

@@ -12,6 +12,9 @@
 | aot | tests/test_aot.py, with the compilers of TPUs and of an H100; cycles on TPUs beside the committed ones |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
 | newest | the suite on Python 3.13 with the newest packages |
+
+The last two run three parameter cases of every test, always the same ones; ``CASES=1000`` makes it all of them. What differs
+between versions is how a program is traced and compiled, which every case of a test shows.
 """
 
 import json
@@ -27,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
 FLOOR = ("jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.3", "chex==0.1.90", "optax==0.2.8")
 SUITE = ("-m", "pytest", "-q", "-n", os.environ.get("JOBS", "2"))
+FEW = ("--cases", os.environ.get("CASES", "3"))
 
 
 def run(*command, **variables: str) -> None:
@@ -62,7 +66,7 @@ def install(interpreter: Path, *requirements: str) -> None:
 
 
 def lint() -> None:
-    python = environment("lint", sys.executable, "--editable", ".[lint,demo]")
+    python = environment("lint", sys.executable, "--editable", ".[lint,demo,tune]")
     run(python, "-m", "ruff", "check", ".")
     run(python, "-m", "ruff", "format", "--check", ".")
     run(python, "-m", "pyright", "--pythonpath", python)
@@ -102,7 +106,19 @@ def aot() -> None:
     run(python, *SUITE, "tests/test_aot.py")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "aot.jsonl")
-        chosen = ("--shape", "n=8192,d=2048,v=131072", "--dtype", "bfloat16", "--impl", "ours", "--chip", "v5e", "v6e")
+        chosen = (
+            "--op",
+            "linear_cross_entropy",
+            "--shape",
+            "n=8192,d=2048,v=131072",
+            "--dtype",
+            "bfloat16",
+            "--impl",
+            "ours",
+            "--chip",
+            "v5e",
+            "v6e",
+        )
         run(python, "-m", "benchmarks", "aot", *chosen, "--out", path)
         run(python, "-m", "benchmarks", "compare", ROOT / "benchmarks/results/aot.jsonl", path, "--ratios", "--common")
 
@@ -113,11 +129,11 @@ def floor() -> None:
     python = environment("floor", python_3_13(), *FLOOR)
     check_that_nothing_moves(python)
     install(python, *FLOOR, "--editable", ".[test]")
-    run(python, *SUITE, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
+    run(python, *SUITE, *FEW, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
 
 
 def newest() -> None:
-    run(environment("newest", python_3_13(), "--editable", ".[test]"), *SUITE)
+    run(environment("newest", python_3_13(), "--editable", ".[test]"), *SUITE, *FEW)
 
 
 def check_that_nothing_moves(python: Path) -> None:

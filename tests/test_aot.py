@@ -1,6 +1,6 @@
 """What the compilers of TPU v5e, TPU v6e and H100 make of the losses: no copy of given logits, the label's logit by a
-compare on TPU and by a gather on GPU, and one chunk of logits where they are a product. The leg ``aot`` of environments.py
-has the compilers."""
+compare on TPU and by a gather on GPU, one chunk of logits where they are a product, one array of them for a pair, and no
+matrix of the batch. The leg ``aot`` of environments.py has the compilers."""
 
 import jax
 import jax.numpy as jnp
@@ -67,3 +67,35 @@ def test_a_linear_loss_takes_a_tenth_of_the_naive_formula(chip):
     n, d, v = 16384, 1024, 131072
     program = compiled_for(chip, value_and_gradient(), *shapes_and_dtypes(n, d, v, "bfloat16"))
     assert program.memory_analysis().temp_size_in_bytes <= 4 * n * v / 10
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_divergence_holds_one_array_of_logits_on_gpu_and_none_on_tpu(chip, dtype):
+    pair = ((N // 2, V), dtype)
+    program = compiled_for(chip, jax.value_and_grad(crossent_jax.kl_divergence, (0, 1)), pair, pair)
+    one = 4 * (N // 2) * V if chip == "h100" else 0
+    assert program.memory_analysis().temp_size_in_bytes <= one + 64 * N + 4 * 2**20
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_distillation_holds_little_beside_the_gradient(chip):
+    """A tenth of the formula's two float32 arrays of logits; on v6e, where a chunk is held three times, a ninth."""
+    n, d, v = 8192, 1024, 131072
+    vectors, heads = ((n, d), "bfloat16"), ((d, v), "bfloat16")
+
+    def loss(hidden, head, teacher, teacher_head):
+        return crossent_jax.linear_divergence(
+            hidden, head, teacher_hidden=teacher, teacher_head=teacher_head, stop_teacher_gradient=True
+        )
+
+    program = compiled_for(chip, jax.value_and_grad(loss, (0, 1)), vectors, heads, vectors, heads)
+    assert program.memory_analysis().temp_size_in_bytes <= 2 * 4 * n * v / (9 if chip == "v6e" else 10)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_info_nce_takes_a_twentieth_of_one_matrix_of_the_batch(chip):
+    vectors = ((16384, 512), "float32")
+    loss = jax.value_and_grad(lambda q, k, t: crossent_jax.info_nce(q, k, temperature=t), (0, 1, 2))
+    program = compiled_for(chip, loss, vectors, vectors, ((), "float32"))
+    assert program.memory_analysis().temp_size_in_bytes <= 4 * 16384**2 / 20

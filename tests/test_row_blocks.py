@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 import crossent_jax
+from crossent_jax import _row_blocks
 from crossent_jax.backends import xla
 
 from . import grid, oracle
 
-ROWS, CLASSES = 23, 50257  # two blocks of ten rows, and three rows
+ROWS, CLASSES = 23, 50257  # blocks of five rows, the last of which overlaps
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "temperature": 1.5}
 
 
 @pytest.fixture
 def one_device(monkeypatch):
     """The suite runs with eight devices of the CPU, where the rows are never taken in blocks."""
-    monkeypatch.setattr(xla, "_several_devices", lambda: False)
+    monkeypatch.setattr(xla, "several_devices", lambda: False)
+    monkeypatch.setattr(_row_blocks, "several_devices", lambda: False)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -99,3 +101,27 @@ def test_rows_that_the_compiler_splits_over_devices_are_not_gathered():
     labels = jax.ShapeDtypeStruct((96,), jnp.int32, sharding=rows)
     compiled = jax.jit(crossent_jax.cross_entropy).lower(logits, labels).compile().as_text()
     assert "all-reduce" in compiled and "all-gather" not in compiled
+
+
+@pytest.mark.parametrize("v", [1023, 4099])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pairs_in_blocks(v, dtype, one_device):
+    """1001 rows do not fill the blocks; in the last one 3 rows have no cotangent, one of them NaN logits."""
+    gen = np.random.default_rng(7)
+    z, w = (jnp.asarray(3 * gen.standard_normal((1001, v)), dtype) for _ in range(2))
+    where = jnp.ones(1001, bool).at[jnp.array([997, 998, 1000])].set(False)
+    z = z.at[998, 5].set(jnp.nan)
+
+    def loss(z, w, where):
+        return crossent_jax.js_divergence(z, w, where=where, reduction="sum", temperature=1.5)
+
+    both = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    assert loops(both.lower(z, w, where))
+    value, gradients = both(z, w, where)
+    parts = [both(z[rows], w[rows], where[rows]) for rows in (slice(0, 200), slice(200, 201), slice(201, 1001))]
+    np.testing.assert_allclose(value, sum(part[0] for part in parts), rtol=1e-6)
+    for side in (0, 1):
+        joined = np.concatenate([np.float32(part[1][side]) for part in parts])
+        ulp = float(jnp.finfo(dtype).eps)  # of different programs: the last digit of the dtype may differ
+        np.testing.assert_allclose(np.float32(gradients[side]), joined, rtol=max(1e-5, ulp), atol=1e-7)
+        assert np.all(joined[~np.asarray(where)] == 0)

@@ -12,6 +12,7 @@ def _state(wanted: Wanted, operands: Operands) -> State:
     """Everything after one cast, so that its transpose is one cast: gradients add up in float32."""
     dtype = statistics_dtype(operands.logits.dtype)
     target = operands.target.astype(dtype) if is_soft(operands.target) else operands.target
+    wanted = wanted._replace(differentiated_by_jax=True)
     return block_state(wanted, operands._replace(logits=operands.logits.astype(dtype), target=target))
 
 

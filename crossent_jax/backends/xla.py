@@ -19,14 +19,13 @@ there are several devices: the compiler may have split the rows over them, which
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from .._block import Operands, Wanted, block_gradient, block_state
 from .._core import State
+from .._row_blocks import BLOCK_BYTES, over_blocks, several_devices
 from .record import Backend, supports_everything
 
 LONGEST_ROW = 32768
-BLOCK_BYTES = 2 * 2**20  # of the exponentials of a block
 
 
 def _state(wanted: Wanted, operands: Operands) -> State:
@@ -41,36 +40,22 @@ def _spills(wanted: Wanted, operands: Operands) -> bool:
     if wanted.axis != -1 or logits.shape[-1] <= LONGEST_ROW or 4 * logits.size <= BLOCK_BYTES:
         return False
     becomes_gradient = wanted.gradient_follows and logits.dtype.itemsize > 2
-    return not becomes_gradient and not _several_devices()
-
-
-def _several_devices() -> bool:
-    return jax.device_count() > 1
+    return not becomes_gradient and not several_devices()
 
 
 def _state_by_blocks(wanted: Wanted, operands: Operands) -> State:
-    """The states of blocks of rows, one after another, and of the rows that are left."""
+    """The states of blocks of rows, one after another."""
     *batch, classes = operands.logits.shape
-    rows = _each_row(lambda x: x.reshape(-1, *x.shape[len(batch) :]), operands)
-    size = max(1, BLOCK_BYTES // (4 * classes))
-    blocks, rest = divmod(rows.logits.shape[0], size)
-
-    def state_from(start):
-        here, start = jax.lax.optimization_barrier((rows, start))  # else XLA converts all of a 16-bit array before the loop
-        return block_state(wanted, _each_row(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), here))
-
-    parts = [jax.tree.map(jnp.ravel, jax.lax.map(state_from, size * jnp.arange(blocks)))]
-    if rest:
-        parts.append(block_state(wanted, _each_row(lambda x: x[-rest:], rows)))
-    return jax.tree.map(lambda *fields: jnp.concatenate(fields).reshape(batch), *parts)
-
-
-def _each_row(function, operands: Operands) -> Operands:
-    """The function of every operand that has rows: not the prior, the temperature, or one mask for all rows."""
     mask = operands.class_mask
-    if mask is not None and mask.ndim == operands.logits.ndim:
-        mask = function(mask)
-    return operands._replace(logits=function(operands.logits), target=function(operands.target), class_mask=mask)
+    shared = mask is None or mask.ndim == 1
+    each = operands.logits, operands.target, None if shared else mask
+    each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), each)
+
+    def state_of(block):
+        logits, target, own = block
+        return block_state(wanted, operands._replace(logits=logits, target=target, class_mask=mask if shared else own))
+
+    return jax.tree.map(lambda field: field.reshape(batch), over_blocks(state_of, each, classes))
 
 
 XLA = Backend(

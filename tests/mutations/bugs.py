@@ -18,6 +18,8 @@ TRAPS, CORE, BAD_INPUT, TRANSFORMS, SHARDS, ROW_BLOCKS = (
     f"tests/test_{name}.py" for name in ("traps", "core", "bad_input", "transforms", "sharding", "row_blocks")
 )
 BENCHMARKS, RESULTS = "../benchmarks", "tests/test_benchmark_results.py"
+DIVERGENCES, LINEAR_DIVERGENCE = "tests/test_divergences.py", "tests/test_linear_divergence.py"
+CONTRASTIVE = "tests/test_contrastive.py"
 
 BUGS = (
     Bug(
@@ -364,17 +366,17 @@ BUGS = (
         f"{CORE}::test_ties_of_the_argmax_go_to_the_lowest_index_across_blocks",
     ),
     Bug(
-        "the rows left after whole blocks are the first ones",
-        "backends/xla.py",
-        "x[-rest:]",
-        "x[:rest]",
+        "blocks of rows leave the rest out",
+        "_row_blocks.py",
+        "size = -(-length // count)",
+        "size = length // count",
         f"{ROW_BLOCKS}::test_values_of_blocks_are_those_of_rows[float32-hard-no mask]",
     ),
     Bug(
         "16-bit logits are converted as a whole before the loop over blocks",
-        "backends/xla.py",
-        "jax.lax.optimization_barrier((rows, start))",
-        "(rows, start)",
+        "_pieces.py",
+        "x, start = jax.lax.optimization_barrier((x, start))",
+        "x, start = x, start",
         f"{ROW_BLOCKS}::test_value_holds_one_block[bfloat16]",
     ),
     Bug(
@@ -572,5 +574,103 @@ BUGS = (
         "not error <= bound",
         "error > bound",
         f"{RESULTS}::test_a_nan_is_wrong",
+    ),
+    Bug(
+        "divergence: the logits' offset costs the digits of the other side",
+        "_row_divergence.py",
+        "own = jnp.abs(top) >= jnp.abs(teacher_top)",
+        "own = jnp.abs(top) >= 0",
+        f"{DIVERGENCES}::test_offset_of_all_logits",
+    ),
+    Bug(
+        "divergence: log-probabilities instead of logits are subtracted",
+        "_row_divergence.py",
+        "jnp.where(nowhere, 0, x), student.d",
+        "jnp.where(nowhere, 0, (student.d - log_sums[0]) - (teacher.d - log_sums[1])), student.d",
+        f"{DIVERGENCES}::test_small_kl_keeps_its_digits",
+    ),
+    Bug(
+        "divergence: the error of the log-sum-exps stays in a small KL",
+        "_row_divergence.py",
+        "value - _minus_log1p(excess)",
+        "value",
+        f"{DIVERGENCES}::test_small_kl_keeps_its_digits",
+    ),
+    Bug(
+        "divergence: infinite derivatives reach the gradient",
+        "_row_divergence.py",
+        "jnp.where(lost | masked, 0, chi - p * total)",
+        "jnp.where(masked, 0, chi - p * total)",
+        f"{DIVERGENCES}::test_teacher_without_a_class",
+    ),
+    Bug(
+        "divergence: a row without cotangent multiplies its NaN by 0",
+        "_pairs.py",
+        "jnp.where(scale == 0, 0, scale * gradient.astype(g.dtype))",
+        "scale * gradient.astype(g.dtype)",
+        f"{DIVERGENCES}::test_nan_and_inf_show_in_their_row_alone",
+    ),
+    Bug(
+        "divergence: the teacher's chi and tau are exchanged",
+        "_kinds.py",
+        "return Terms(bregman(e.p, e.t, -e.x), weighted(e.p, e.x), apart, apart)",
+        "return Terms(bregman(e.p, e.t, -e.x), apart, weighted(e.p, e.x), apart)",
+        f"{DIVERGENCES}::test_value_and_gradients",
+    ),
+    Bug(
+        "divergence: beta weighs the student",
+        "_kinds.py",
+        "m = beta * e.t + (1 - beta) * e.p",
+        "m = beta * e.p + (1 - beta) * e.t",
+        f"{DIVERGENCES}::test_value_and_gradients",
+    ),
+    Bug(
+        "divergence: the teacher is stopped at temperature 1 alone",
+        "_pair_arguments.py",
+        'if checks.flag("stop_teacher_gradient", given.pop("stop_teacher_gradient")):',
+        'if checks.flag("stop_teacher_gradient", given.pop("stop_teacher_gradient")) and given["temperature"] == 1:',
+        f"{DIVERGENCES}::test_teacher_gradient_is_exact_or_stopped_at_every_temperature",
+    ),
+    Bug(
+        "divergence: masked rows of hidden states reach the head",
+        "_linear_pairs.py",
+        "hidden = hidden if dead is None else _zeroed(dead, hidden)",
+        "hidden = hidden",
+        f"{LINEAR_DIVERGENCE}::test_rows_that_do_not_count",
+    ),
+    Bug(
+        "divergence: an overlapping chunk counts twice",
+        "_linear_pairs.py",
+        "g = jnp.where(fresh, jnp.ones(",
+        "g = jnp.where(fresh | True, jnp.ones(",
+        f"{LINEAR_DIVERGENCE}::test_value_and_every_gradient",
+    ),
+    Bug(
+        "divergence: a repeated index of a teacher counts twice",
+        "_pair_arguments.py",
+        "TopK(jnp.where(twice[..., None], NOT_HERE, known), log_probs)",
+        "TopK(known, log_probs)",
+        f"{LINEAR_DIVERGENCE}::test_bad_indices_of_a_teacher_are_their_rows_alone",
+    ),
+    Bug(
+        "contrastive: the columns of a chunk replace those before",
+        "_batch_matrix.py",
+        "return _joined(columns, _lines(chunk, 0)), _lines(chunk, 1)",
+        "return _lines(chunk, 0), _lines(chunk, 1)",
+        f"{CONTRASTIVE}::test_value_and_gradients",
+    ),
+    Bug(
+        "contrastive: every device counts all columns",
+        "_batch_matrix.py",
+        "+ of_columns / shards",
+        "+ of_columns",
+        f"{CONTRASTIVE}::test_across_devices",
+    ),
+    Bug(
+        "contrastive: pairs that do not count are negatives",
+        "_batch_matrix.py",
+        "z = jnp.where(batch.key_valid[None], z, -jnp.inf)",
+        "z = z",
+        f"{CONTRASTIVE}::test_value_and_gradients",
     ),
 )

@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("bugs.py")
 COPIED = ("crossent_jax", "benchmarks", "tests", "pyproject.toml")
+PROGRAMS = ROOT / ".pytest_cache" / "mutations"
 FAILED_TESTS = 1  # pytest's exit status; collection errors, no tests and usage errors have others
 
 
@@ -44,10 +45,10 @@ def copy_project(folder: Path) -> None:
 
 
 def pytest_status(folder: Path, tests: list[str]) -> tuple[int, str]:
-    """Exit status and output of the tests, run on the copy in ``folder``."""
+    """Exit status and output of the tests, run on the copy in ``folder``. Copies share compiled programs."""
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *tests]
-    quick = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compile time is most of a test
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quick)
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | quick)
     return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
 
 

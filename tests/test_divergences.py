@@ -1,0 +1,528 @@
+"""Divergences of two sets of logits: float64 values and gradients of every kind, exactness near and at the limits."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import crossent_jax
+
+from .oracle import x64
+
+INF = np.inf
+N, V = 5, 37
+KINDS = {
+    "forward_kl": {},
+    "reverse_kl": {},
+    "js": {"beta": 0.3},
+    "jeffreys": {},
+    "total_variation": {},
+    "renyi": {"order": 0.5},
+    "alpha": {"order": 0.3},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def drawn(dtype="float32", spread=3.0, near=None, shape=(N, V), seed=0):
+    """Student's and teacher's logits. ``near``: the size of their difference."""
+    gen = np.random.default_rng(seed)
+    teacher = spread * gen.standard_normal(shape)
+    student = spread * gen.standard_normal(shape) if near is None else teacher + near * gen.standard_normal(shape)
+    return jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
+
+
+def log_softmax(xp, z, allowed):
+    """-inf off the allowed classes."""
+    u = xp.where(allowed, z, 0)
+    top = xp.max(xp.where(allowed, u, -INF), -1, keepdims=True)
+    total = xp.sum(xp.where(allowed, xp.exp(u - top), 0), -1, keepdims=True)
+    return xp.where(allowed, u - top - xp.log(total), 0)
+
+
+def true_rows(xp, z, w, kind, *, beta=0.5, order=None, temperature=1.0, softcap=None, class_mask=None):
+    """The divergence of each row, from its definition; both sides have the same classes."""
+    allowed = np.ones(z.shape, bool) if class_mask is None else np.broadcast_to(class_mask, z.shape)
+    if softcap is not None:
+        z, w = (softcap * xp.tanh(x / softcap) for x in (z, w))
+    log_p, log_t = (log_softmax(xp, x / temperature, allowed) for x in (z, w))
+    p, t = (xp.where(allowed, xp.exp(x), 0) for x in (log_p, log_t))
+    log_m = xp.log(xp.where(allowed, beta * t + (1 - beta) * p, 1))
+
+    def kl(a, log_a, log_b):
+        return xp.sum(a * (log_a - log_b), -1)
+
+    def power():
+        return xp.sum(xp.where(allowed, xp.exp(order * log_t + (1 - order) * log_p), 0), -1)
+
+    return {
+        "forward_kl": lambda: kl(t, log_t, log_p),
+        "reverse_kl": lambda: kl(p, log_p, log_t),
+        "js": lambda: beta * kl(t, log_t, log_m) + (1 - beta) * kl(p, log_p, log_m),
+        "jeffreys": lambda: kl(t, log_t, log_p) + kl(p, log_p, log_t),
+        "total_variation": lambda: xp.sum(xp.abs(p - t), -1) / 2,
+        "renyi": lambda: xp.log(power()) / (order - 1),
+        "alpha": lambda: (power() - 1) / (order * (order - 1)),
+    }[kind]()
+
+
+def exact(z, w, kind, **options):
+    return np.float64(true_rows(np, np.asarray(z, np.longdouble), np.asarray(w, np.longdouble), kind, **options))
+
+
+def exact_gradients(z, w, kind, weights=None, **options):
+    """In float64, of the weighted sum of the rows."""
+    with x64():
+        z, w = (jnp.asarray(np.asarray(x, np.float64)) for x in (z, w))
+        weights = np.ones(len(z)) if weights is None else np.float64(weights)
+        both = jax.grad(lambda *both: jnp.sum(weights * true_rows(jnp, *both, kind, **options)), (0, 1))(z, w)
+    return [np.asarray(g) for g in both]
+
+
+def exact_probabilities(z, w, temperature=1.0, softcap=None):
+    sides = (np.float64(x) if softcap is None else softcap * np.tanh(np.float64(x) / softcap) for x in (z, w))
+    return [np.exp(log_softmax(np, x / temperature, np.ones(x.shape, bool))) for x in sides]
+
+
+def ours(kind, **options):
+    return partial(crossent_jax.divergence, kind=kind, reduction="none", **KINDS[kind], **options)
+
+
+def assert_close_gradients(found, true, dtype, probabilities, value):
+    """Within 4 ulp of the row's largest element and of the largest term that it is a difference of, p sum(chi)."""
+    for a, b, p in zip(found, true, probabilities, strict=True):
+        size = np.abs(b).max(-1, keepdims=True) + (p * value[:, None]).max(-1, keepdims=True)
+        assert a.dtype == jnp.dtype(dtype)
+        assert np.all(np.abs(np.float64(a) - b) <= 4 * float(jnp.finfo(dtype).eps) * size)
+
+
+MAPS = {"plain": {}, "warm": {"temperature": 2.5}, "capped": {"softcap": 4.0, "temperature": 0.7}}
+CASES = [(kind, "float32", name) for kind in KINDS for name in ("plain", "capped")]
+CASES += [("forward_kl", "float32", "warm"), ("forward_kl", "float16", "plain"), ("reverse_kl", "float16", "capped")]
+CASES += [(kind, "bfloat16", "warm") for kind in ("forward_kl", "js", "total_variation", "renyi")]
+
+
+@pytest.mark.parametrize("kind, dtype, logit_map", CASES)
+def test_value_and_gradients(kind, dtype, logit_map):
+    z, w = drawn(dtype)
+    options = MAPS[logit_map]
+    value, pull = jax.vjp(ours(kind, **options), z, w)
+    true = exact(z, w, kind, **KINDS[kind], **options)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, true, rtol=2e-6)
+    gradients = exact_gradients(z, w, kind, **KINDS[kind], **options)
+    assert_close_gradients(pull(jnp.ones(N)), gradients, dtype, exact_probabilities(z, w, **options), true)
+
+
+@every_kind
+@pytest.mark.parametrize("implementation, mask_rank", [(None, 1), ("reference", 2)])
+def test_class_mask_is_a_smaller_vocabulary(kind, implementation, mask_rank):
+    z, w = drawn()
+    kept = np.arange(V) % 3 != 1
+    mask = jnp.asarray(kept if mask_rank == 1 else np.broadcast_to(kept, (N, V)))
+    poisoned = [jnp.where(mask, x, jnp.nan) for x in (z, w)]
+    value, pull = jax.vjp(ours(kind, class_mask=mask, implementation=implementation), *poisoned)
+    alone, pull_alone = jax.vjp(ours(kind, implementation=implementation), z[:, kept], w[:, kept])
+    np.testing.assert_allclose(value, alone, rtol=1e-5, atol=1e-7)
+    for found, expected in zip(pull(jnp.ones(N)), pull_alone(jnp.ones(N)), strict=True):
+        assert np.all(found[:, ~kept] == 0)
+        np.testing.assert_allclose(found[:, kept], expected, rtol=1e-5, atol=1e-7)
+
+
+@every_kind
+def test_identical_logits_have_exactly_no_divergence_and_no_gradient(kind):
+    for shift in (0.0, 64.0):
+        z, _ = drawn(shape=(64, 257))
+        w = z + shift if shift else z
+        z = w - shift if shift else z  # what the addition rounded is the same on both sides
+        value, pull = jax.vjp(ours(kind), z, w)
+        assert np.all(value == 0) or shift and np.all(np.abs(value) < 1e-12)
+        assert all(np.all(np.abs(g) <= (2e-7 if shift else 0)) for g in pull(jnp.ones(64)))
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("size", [1e-5, 1.4e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.25, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_small_kl_keeps_its_digits(kind, size, temperature):
+    """1.4e-5 makes divergences of 1e-10, where differences of float32 log-probabilities have lost them all."""
+    z, w = drawn(near=size, shape=(64, 257))
+    value = ours(kind, temperature=temperature)(z, w)
+    true = exact(z, w, kind, temperature=temperature)
+    np.testing.assert_allclose(value, true, rtol=3e-6)
+    assert np.all(value > 0)
+
+
+@every_kind
+@pytest.mark.parametrize("offsets", [(1000.0, 0.0), (0.0, -1000.0), (1000.0, 1000.0)], ids=str)
+def test_offset_of_all_logits(kind, offsets):
+    z, w = (x + offset for x, offset in zip(drawn(), offsets, strict=True))
+    np.testing.assert_allclose(ours(kind)(z, w), exact(z, w, kind, **KINDS[kind]), rtol=2e-6)
+
+
+@every_kind
+def test_never_negative(kind):
+    for near in (1e-8, 1e-7, 1e-6, 1e-4, 1e-2, 1.0):
+        z, w = drawn(near=near, shape=(256, 33))
+        assert np.all(ours(kind)(z, w) >= (0 if kind not in ("renyi", "alpha") else -1e-12))
+
+
+def test_js_is_symmetric_and_bounded():
+    z, w = drawn(spread=40.0)
+    js = partial(crossent_jax.js_divergence, reduction="none")
+    np.testing.assert_allclose(js(z, w), js(w, z), rtol=1e-6)
+    np.testing.assert_allclose(js(z, w, beta=0.2), js(w, z, beta=0.8), rtol=1e-6)
+    apart = jnp.array([[0.0, -INF]]), jnp.array([[-INF, 0.0]])
+    np.testing.assert_allclose(js(*apart), np.log(2), rtol=1e-7)
+    assert np.all(js(z, w) <= np.float32(np.log(2)))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_js_of_one_side_alone_is_nothing(beta):
+    z, w = drawn()
+    value, pull = jax.vjp(partial(crossent_jax.js_divergence, beta=beta, reduction="none"), z, w)
+    assert np.all(np.abs(value) < 1e-10) and all(np.all(np.abs(g) < 1e-6) for g in pull(jnp.ones(N)))
+
+
+def test_kl_is_cross_entropy_less_entropy():
+    z, w = drawn()
+    targets = jax.nn.softmax(w)
+    entropy = crossent_jax.row_stats(w, jnp.zeros(N, int)).entropy
+    cross_entropy = crossent_jax.soft_cross_entropy(z, targets, reduction="none")
+    np.testing.assert_allclose(crossent_jax.kl_divergence(z, w, reduction="none"), cross_entropy - entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [0.1, 0.999, 1.001, 3.0, 40.0])
+def test_renyi_orders(order):
+    z, w = drawn()
+    options = {"kind": "renyi", "order": order}
+    value, pull = jax.vjp(lambda *both: crossent_jax.divergence(*both, reduction="none", **options), z, w)
+    np.testing.assert_allclose(value, exact(z, w, **options), rtol=2e-5)
+    for found, true in zip(pull(jnp.ones(N)), exact_gradients(z, w, **options), strict=True):
+        np.testing.assert_allclose(found, true, atol=2e-5 * np.abs(true).max())
+
+
+@pytest.mark.parametrize("kind", ["renyi", "alpha"])
+def test_order_one_is_kl(kind):
+    z, w = drawn()
+    one = crossent_jax.divergence(z, w, kind=kind, order=1, reduction="none")
+    assert np.array_equal(one, crossent_jax.kl_divergence(z, w, reduction="none"))
+
+
+def test_renyi_of_distributions_far_apart_does_not_overflow():
+    z, w = jnp.array([[0.0, 120.0]]), jnp.array([[120.0, 0.0]])
+    for order in (0.5, 2.0, 3.0):
+        np.testing.assert_allclose(
+            crossent_jax.divergence(z, w, kind="renyi", order=order), exact(z, w, "renyi", order=order)[0], rtol=1e-6
+        )
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+MASKED = jnp.array([[0.5, -INF, 1.0, -0.3]])
+WHOLE = jnp.array([[0.1, 0.2, -1.0, 0.4]])
+LN2 = np.log(2)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_teacher_without_a_class(jit):
+    """A masked vocabulary of the teacher: t = 0 where p is not."""
+    kept = [0, 2, 3]
+    p = np.exp(log_softmax(np, np.float64(WHOLE), np.ones((1, 4), bool)))[0]
+    t = np.exp(log_softmax(np, np.float64(MASKED)[:, kept], np.ones((1, 3), bool)))[0]
+    forward = np.sum(t * np.log(t / p[kept]))
+    m = (np.array([t[0], 0, t[1], t[2]]) + p) / 2
+    js = (np.sum(t * np.log(t / m[kept])) + np.sum(p * np.log(p / m))) / 2
+    expected = {"forward_kl": forward, "reverse_kl": INF, "jeffreys": INF, "js": js,
+                "total_variation": (np.abs(t - p[kept]).sum() + p[1]) / 2}  # fmt: skip
+    for kind, value in expected.items():
+        both = jax.value_and_grad(partial(crossent_jax.divergence, kind=kind), (0, 1))
+        found, gradients = (jax.jit(both) if jit else both)(WHOLE, MASKED)
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+        assert all(np.all(np.isfinite(g)) for g in gradients) and gradients[1][0, 1] == 0
+        if kind in ("reverse_kl", "jeffreys"):
+            assert np.all(gradients[0] == 0)  # no finite limit
+    grads = jax.grad(crossent_jax.kl_divergence, (0, 1))(WHOLE, MASKED)
+    np.testing.assert_allclose(grads[0][0], p - np.array([t[0], 0, t[1], t[2]]), rtol=1e-5, atol=1e-7)
+    ratio = np.log(t / p[kept])
+    np.testing.assert_allclose(grads[1][0, jnp.array(kept)], t * (ratio - forward), rtol=1e-5, atol=1e-7)
+
+
+def test_student_without_a_class_of_the_teacher():
+    value, (to_student, to_teacher) = jax.value_and_grad(crossent_jax.kl_divergence, (0, 1))(MASKED, WHOLE)
+    t, p = jax.nn.softmax(WHOLE), jax.nn.softmax(MASKED)
+    assert value == INF and to_student[0, 1] == 0 and np.all(to_teacher == 0)
+    np.testing.assert_allclose(to_student[0, jnp.array([0, 2, 3])], (p - t)[0, jnp.array([0, 2, 3])], rtol=1e-5)
+    np.testing.assert_allclose(crossent_jax.reverse_kl_divergence(MASKED, WHOLE), np.nansum(p * jnp.log(p / t)), rtol=1e-5)
+
+
+@every_kind
+def test_rows_without_any_class(kind):
+    nothing, something = jnp.full((1, 4), -INF), WHOLE
+    for z, w, expected in ((nothing, nothing, 0.0), (nothing, something, INF), (something, nothing, INF)):
+        value, pull = jax.vjp(ours(kind), z, w)
+        assert value == expected
+        assert all(np.all(g == 0) for g in pull(jnp.ones(1)))
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [np.nan, INF])
+@pytest.mark.parametrize("side", [0, 1])
+def test_nan_and_inf_show_in_their_row_alone(kind, bad, side):
+    both = list(drawn())
+    clean = ours(kind)(*both)
+    both[side] = both[side].at[2, 5].set(bad)
+    value, pull = jax.vjp(ours(kind), *both)
+    others = np.arange(N) != 2
+    assert np.isnan(value[2])
+    np.testing.assert_allclose(value[others], clean[others], rtol=1e-6)
+    cotangent = jnp.ones(N).at[2].set(0)
+    for g in pull(cotangent):  # a caller who masks the loss gets no NaN back
+        assert np.all(np.isfinite(g)) and np.all(g[2] == 0)
+
+
+def test_a_one_hot_teacher_is_a_label():
+    z, _ = drawn()
+    labels = jnp.array([3, 0, 36, 7, 7])
+    one_hot = jnp.where(jax.nn.one_hot(labels, V) > 0, 0.0, -INF)
+    (ours_, pull), (hard, pull_hard) = (
+        jax.vjp(lambda z: crossent_jax.kl_divergence(z, one_hot, reduction="none"), z),
+        jax.vjp(lambda z: crossent_jax.cross_entropy(z, labels, reduction="none"), z),
+    )
+    np.testing.assert_allclose(ours_, hard, rtol=1e-6)
+    np.testing.assert_allclose(pull(jnp.ones(N))[0], pull_hard(jnp.ones(N))[0], rtol=1e-5, atol=1e-7)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "implementation, reduction", [(None, "mean"), ("reference", "sum"), (None, "loss_sum"), ("reference", "none")]
+)
+def test_rows_weights_and_reductions(implementation, reduction):
+    z, w = drawn()
+    z = z.at[1].set(jnp.nan)
+    w = w.at[3].set(jnp.nan)
+    where, weights = jnp.array([True, False, True, True, True]), jnp.array([0.5, 1.0, 2.0, 0.0, 1.0])
+    rows = np.nan_to_num(exact(np.nan_to_num(z), np.nan_to_num(w), "forward_kl"))
+    scale = np.array([0.5, 0, 2, 0, 1])
+    total = (scale * rows).sum()
+
+    def loss(z, w, weights):
+        out = crossent_jax.kl_divergence(
+            z, w, where=where, row_weights=weights, reduction=reduction, implementation=implementation
+        )
+        return out.mean() if reduction == "loss_sum" else out.sum() if reduction == "none" else out
+
+    expected = total if reduction in ("sum", "none") else total / 3.5
+    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(z, w, weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert all(np.all(np.isfinite(g)) for g in gradients)
+    assert all(np.all(g[jnp.array([1, 3])] == 0) for g in gradients[:2])
+    norm = 1 if reduction in ("sum", "none") else 3.5
+    true = exact_gradients(np.nan_to_num(z), np.nan_to_num(w), "forward_kl", weights=scale / norm)
+    for found, expect in zip(gradients[:2], true, strict=True):
+        np.testing.assert_allclose(found, expect, rtol=1e-4, atol=3e-7)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js", "renyi"])
+def test_temperature_is_differentiable(kind):
+    z, w = drawn()
+
+    def total(divergence, temperature):
+        return divergence(temperature).sum()
+
+    with x64():
+        wide = [jnp.asarray(np.float64(x)) for x in (z, w)]
+        true = jax.grad(lambda t: true_rows(jnp, *wide, kind, temperature=t, **KINDS[kind]).sum())(jnp.float64(1.7))
+    found = jax.grad(lambda t: ours(kind, temperature=t)(z, w).sum())(jnp.float32(1.7))
+    np.testing.assert_allclose(found, true, rtol=1e-5)
+
+
+def test_beta_is_differentiable():
+    z, w = drawn()
+    with x64():
+        wide = [jnp.asarray(np.float64(x)) for x in (z, w)]
+        true = jax.grad(lambda b: true_rows(jnp, *wide, "js", beta=b).sum())(jnp.float64(0.3))
+    found = jax.grad(lambda b: crossent_jax.js_divergence(z, w, beta=b, reduction="sum"))(jnp.float32(0.3))
+    np.testing.assert_allclose(found, true, rtol=1e-5)
+
+
+def test_temperature_squared():
+    z, w = drawn()
+    plain = crossent_jax.kl_divergence(z, w, temperature=3.0)
+    scaled = crossent_jax.kl_divergence(z, w, temperature=3.0, scale_by_temperature_squared=True)
+    np.testing.assert_allclose(scaled, 9 * plain, rtol=1e-6)
+    assert crossent_jax.kl_divergence(z, w, scale_by_temperature_squared=True) == crossent_jax.kl_divergence(z, w)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_teacher_gradient_is_exact_or_stopped_at_every_temperature(temperature, implementation):
+    """A peer gives 0 at temperature 1 and the gradient at 2."""
+    z, w = drawn()
+    loss = partial(crossent_jax.kl_divergence, temperature=temperature, reduction="sum", implementation=implementation)
+    stopped = jax.grad(partial(loss, stop_teacher_gradient=True), (0, 1))(z, w)
+    given = jax.grad(loss, (0, 1))(z, w)
+    true = exact_gradients(z, w, "forward_kl", temperature=temperature)
+    assert np.array_equal(stopped[0], given[0]) and np.all(stopped[1] == 0)
+    np.testing.assert_allclose(given[1], true[1], rtol=1e-4, atol=3e-7)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_hard_and_soft_targets_in_one_pass(implementation):
+    z, w = drawn()
+    labels = jnp.array([3, -100, 36, 99, 0])
+    options = {"reduction": "none", "implementation": implementation}
+
+    def both(z):
+        return crossent_jax.kl_divergence(
+            z, w, labels=labels, label_weight=0.3, ignore_index=-100, temperature=2.0,
+            scale_by_temperature_squared=True, **options,
+        )  # fmt: skip
+
+    def apart(z):
+        soft = 4 * crossent_jax.kl_divergence(z, w, temperature=2.0, **options)
+        return 0.7 * soft + 0.3 * crossent_jax.cross_entropy(z, labels, ignore_index=-100, **options)
+
+    kept = jnp.array([0, 2, 4])
+    value, pull = jax.vjp(both, z)
+    expected, pull_expected = jax.vjp(apart, z)
+    np.testing.assert_allclose(value[kept], expected[kept], rtol=1e-6)
+    assert value[1] == 0 and np.isnan(value[3])
+    found, true = pull(jnp.ones(N))[0], pull_expected(jnp.ones(N))[0]
+    np.testing.assert_allclose(found[kept], true[kept], rtol=1e-5, atol=1e-6)
+    assert np.all(found[jnp.array([1, 3])] == 0)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js"])
+@pytest.mark.parametrize("shape, axis", [((3, V, 4), 1), ((V, 6), 0), ((2, 3, V), -1), ((V,), 0)])
+def test_any_class_axis(kind, shape, axis):
+    z, w = drawn(shape=shape)
+    last = [jnp.moveaxis(x, axis, -1) for x in (z, w)]
+    value, pull = jax.vjp(ours(kind, axis=axis), z, w)
+    expected, pull_expected = jax.vjp(ours(kind), *last)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for g, g_expected in zip(pull(jnp.ones_like(value)), pull_expected(jnp.ones_like(value)), strict=True):
+        np.testing.assert_allclose(jnp.moveaxis(g, axis, -1), g_expected, rtol=1e-6, atol=1e-8)
+
+
+def test_empty_batch():
+    z = jnp.zeros((0, V))
+    assert crossent_jax.kl_divergence(z, z) == 0
+    assert crossent_jax.kl_divergence(z, z, reduction="none").shape == (0,)
+    assert jax.grad(crossent_jax.kl_divergence)(z, z).shape == (0, V)
+
+
+def test_float64_and_mixed_dtypes():
+    z, w = drawn()
+    with x64():
+        wide = jnp.asarray(np.float64(z)), jnp.asarray(np.float64(w))
+        value = crossent_jax.kl_divergence(*wide, reduction="none")
+        mixed = crossent_jax.kl_divergence(z, wide[1], reduction="none")
+        assert value.dtype == mixed.dtype == np.float64
+        np.testing.assert_allclose(value, exact(z, w, "forward_kl"), rtol=1e-13)
+        np.testing.assert_allclose(mixed, value, rtol=1e-13)
+        small = crossent_jax.kl_divergence(wide[1] + 1e-6 * wide[0], wide[1], reduction="none")
+        np.testing.assert_allclose(small, exact(wide[1] + 1e-6 * wide[0], wide[1], "forward_kl"), rtol=1e-4)
+    gradients = jax.grad(crossent_jax.kl_divergence, (0, 1))(z.astype(jnp.bfloat16), w)
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
+
+
+# --- a user's own ---------------------------------------------------------------------------------
+
+
+def hellinger(log_p, log_t):
+    return (jnp.exp(log_p / 2) - jnp.exp(log_t / 2)) ** 2 / 2
+
+
+def forward_kl_of_logs(log_p, log_t):
+    return jnp.exp(log_t) * (log_t - log_p)
+
+
+def forward_kl_with_derivatives(log_p, log_t):
+    t = jnp.exp(log_t)
+    return t * (log_t - log_p), -t, t * (log_t - log_p + 1)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+@pytest.mark.parametrize("function", [forward_kl_of_logs, forward_kl_with_derivatives])
+def test_a_users_kl_is_ours(function, implementation):
+    z, w = drawn()
+    options = {"temperature": 1.5, "implementation": implementation, "reduction": "none"}
+    found, pull = jax.vjp(partial(crossent_jax.divergence, kind=function, **options), z, w)
+    expected, pull_expected = jax.vjp(partial(crossent_jax.divergence, **options), z, w)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+    for g, g_expected in zip(pull(jnp.ones(N)), pull_expected(jnp.ones(N)), strict=True):
+        np.testing.assert_allclose(g, g_expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_users_divergence_meets_masked_classes():
+    kept = jnp.array([0, 2, 3])
+    masked, whole = WHOLE.at[0, 1].set(-INF), MASKED
+    value, gradients = jax.value_and_grad(partial(crossent_jax.divergence, kind=forward_kl_of_logs), (0, 1))(masked, whole)
+    alone = crossent_jax.kl_divergence(masked[:, kept], whole[:, kept])
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    assert all(np.all(np.isfinite(g)) and g[0, 1] == 0 for g in gradients)
+
+
+def test_a_users_divergence_with_a_closure_over_an_array():
+    z, w = drawn()
+    weights = jnp.linspace(0.0, 1.0, V)
+
+    def weighted(log_p, log_t):
+        return jnp.broadcast_to(weights[None, : log_p.shape[-1]], log_p.shape) * hellinger(log_p, log_t)
+
+    p, t = jax.nn.softmax(z), jax.nn.softmax(w)
+    expected = (weights[None] * (jnp.sqrt(p) - jnp.sqrt(t)) ** 2).sum(-1) / 2
+    np.testing.assert_allclose(crossent_jax.divergence(z, w, kind=weighted, reduction="none"), expected, rtol=1e-5)
+
+
+def test_equal_functions_share_a_compilation():
+    z, w = drawn(shape=(3, 11))
+    loss = jax.jit(lambda z, w: crossent_jax.divergence(z, w, kind=lambda a, b: jnp.exp(b) * (b - a)))
+    loss(z, w)
+    from crossent_jax import _pair_rows
+
+    before = _pair_rows.pair_loss_jitted._cache_size()
+    for _ in range(3):
+        crossent_jax.divergence(z, w, kind=lambda a, b: jnp.exp(b) * (b - a))
+    assert _pair_rows.pair_loss_jitted._cache_size() - before <= 1
+
+
+# --- transforms -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js", "renyi"])
+def test_transforms_agree(kind):
+    z, w = drawn(shape=(4, 9))
+    reference = ours(kind, implementation="reference")
+    reverse = jax.jacrev(lambda *both: reference(*both).sum(), (0, 1))(z, w)
+    forward = jax.jacfwd(lambda *both: reference(*both).sum(), (0, 1))(z, w)
+    fused = jax.grad(lambda *both: ours(kind)(*both).sum(), (0, 1))(z, w)
+    for a, b, c in zip(reverse, forward, fused, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+    mapped = jax.vmap(ours(kind))(z, w)
+    np.testing.assert_allclose(mapped, ours(kind)(z, w), rtol=1e-5)
+    each = jax.vmap(jax.grad(lambda z, w: ours(kind)(z, w)), (0, None))(z, w[0])  # one teacher, many students
+    for i in range(4):
+        np.testing.assert_allclose(each[i], jax.grad(lambda z: ours(kind)(z, w[0]))(z[i]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js"])
+def test_second_derivatives(kind):
+    z, w = drawn(shape=(2, 5))
+    with x64():
+        wide = [jnp.asarray(np.float64(x)) for x in (z, w)]
+        true = jax.hessian(lambda z: true_rows(jnp, z, wide[1], kind, **KINDS[kind]).sum())(wide[0])
+        found = jax.hessian(lambda z: ours(kind, implementation="reference")(z, wide[1]).sum())(wide[0])
+        np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-10)
+        again = jax.jacrev(jax.grad(lambda z: ours(kind)(z, wide[1]).sum()))(wide[0])
+        np.testing.assert_allclose(again, true, rtol=1e-8, atol=1e-10)
+
+
+def test_forward_mode_says_what_to_do():
+    z, w = drawn()
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(partial(crossent_jax.kl_divergence), (z, w), (z, w))
