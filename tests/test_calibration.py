@@ -1,0 +1,134 @@
+"""The temperature of least held-out loss, and calibration errors by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+import crossent_jax
+from crossent_jax import tuning
+
+
+def drawn(n=203, v=7, true_temperature=1.0, dtype=np.float32):
+    """Logits and labels drawn from their softmax at ``true_temperature``."""
+    gen = np.random.default_rng(11)
+    z = (3 * gen.normal(size=(n, v))).astype(dtype)
+    p = np.asarray(jax.nn.softmax(jnp.asarray(z / true_temperature), -1), np.float64)
+    return z, np.array([gen.choice(v, p=row / row.sum()) for row in p])
+
+
+def nll(z, labels, temperature):
+    u = np.float64(z) / temperature
+    u -= u.max(1, keepdims=True)
+    return np.mean(np.log(np.exp(u).sum(1)) - u[np.arange(len(u)), labels])
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_is_the_minimum(true_temperature):
+    z, labels = drawn(true_temperature=true_temperature)
+    right = scipy.optimize.minimize_scalar(lambda t: nll(z, labels, t), bounds=(0.05, 20), options={"xatol": 1e-9}).x
+    found = tuning.fit_temperature(z, labels)
+    assert found.dtype == jnp.float32 and found == pytest.approx(right, rel=2e-5)
+    assert found == pytest.approx(true_temperature, rel=0.2)
+    assert jax.jit(tuning.fit_temperature)(z, labels) == pytest.approx(float(found), rel=1e-6)
+
+
+def test_what_scales_the_logits_scales_the_temperature():
+    z, labels = drawn()
+    assert tuning.fit_temperature(8 * z, labels) == pytest.approx(8 * float(tuning.fit_temperature(z, labels)), rel=1e-5)
+
+
+def test_rows_that_do_not_count():
+    z, labels = drawn()
+    where = np.arange(len(z)) % 3 > 0
+    spoilt = np.where(where[:, None], z, np.nan)
+    assert tuning.fit_temperature(spoilt, labels, where=where) == pytest.approx(
+        float(tuning.fit_temperature(z[where], labels[where])), rel=1e-6
+    )
+    assert np.isnan(tuning.fit_temperature(spoilt, labels))
+
+
+def test_the_ends_of_the_range():
+    never_wrong = 5 * jnp.eye(4)
+    coldest = tuning.fit_temperature(never_wrong, jnp.arange(4))  # below it, every float32 loss is 0
+    assert crossent_jax.cross_entropy(never_wrong, jnp.arange(4), temperature=coldest) < 1e-7
+    assert crossent_jax.cross_entropy(never_wrong, jnp.arange(4), temperature=1.2 * coldest) > 1e-7
+    assert tuning.fit_temperature(1e-4 * never_wrong, jnp.arange(4)) == pytest.approx(2**-10, rel=1e-5)
+    always_wrong = tuning.fit_temperature(-never_wrong, jnp.arange(4))
+    assert always_wrong == pytest.approx(2**10, rel=1e-5)
+
+
+def test_bfloat16_logits():
+    z, labels = drawn()
+    z = jnp.asarray(z, jnp.bfloat16)
+    found = tuning.fit_temperature(z, labels)
+    assert found.dtype == jnp.float32
+    assert found == pytest.approx(float(tuning.fit_temperature(z.astype(jnp.float32), labels)), rel=1e-5)
+
+
+def by_hand(z, labels, temperature, bins):
+    u = np.exp(np.float64(z) / temperature)
+    p = u / u.sum(1, keepdims=True)
+    confidence, right = p.max(1), p.argmax(1) == labels
+    error = 0.0
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        error += abs(right[inside].sum() - confidence[inside].sum()) / len(z)
+    return error, confidence, right
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_reliability(bins, temperature):
+    z, labels = drawn()
+    found = tuning.reliability(z, labels, temperature=temperature, bins=bins)
+    error, confidence, right = by_hand(z, labels, temperature, bins)
+    assert found.expected_calibration_error == pytest.approx(error, abs=1e-6)
+    assert found.count.sum() == len(z) and len(found.edges) == bins + 1
+    used = found.count > 0
+    np.testing.assert_allclose((found.count * found.confidence)[used].sum(), confidence.sum(), rtol=1e-6)
+    np.testing.assert_allclose((found.count * found.accuracy)[used].sum(), right.sum(), rtol=1e-12)
+    assert np.all(np.isnan(found.accuracy[~used]))
+
+
+def test_scaling_lessens_the_error():
+    z, labels = drawn(n=1001)
+    overconfident = 4 * z
+    temperature = tuning.fit_temperature(overconfident, labels)
+    before = tuning.reliability(overconfident, labels)
+    after = tuning.reliability(overconfident, labels, temperature=float(temperature))
+    assert after.expected_calibration_error < 0.5 * before.expected_calibration_error
+    axes = tuning.plot_reliability({"before": before, "after": after}).axes[0]
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert f"before (calibration error {before.expected_calibration_error:.3f})" in texts
+
+
+def test_reliability_of_some_rows():
+    z, labels = drawn()
+    where = np.arange(len(z)) % 2 > 0
+    np.testing.assert_equal(tuning.reliability(z, labels, where=where), tuning.reliability(z[where], labels[where]))
+
+
+@pytest.mark.parametrize(
+    "function, arguments, options, message",
+    [
+        (tuning.fit_temperature, (jnp.zeros((3, 2)), jnp.zeros(2, int)), {}, "labels"),
+        (tuning.fit_temperature, (jnp.zeros((3, 2)), jnp.zeros((3, 2), int)), {}, "labels"),
+        (tuning.reliability, (jnp.zeros((3, 2)), jnp.zeros(2, int)), {}, "labels"),
+        (tuning.reliability, (jnp.zeros((3, 2)), jnp.zeros(3, int)), {"bins": 0}, "bins must be at least 1; got 0"),
+        (tuning.reliability, (jnp.zeros((0, 2)), jnp.zeros(0, int)), {}, "a row that counts"),
+        (tuning.reliability, (jnp.full((3, 2), jnp.nan), jnp.zeros(3, int)), {}, "finite confidences"),
+    ],
+)
+def test_bad_arguments(function, arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments, **options)
+
+
+def test_temperature_is_that_of_cross_entropy():
+    """The fitted temperature beats its neighbours in the library's own loss."""
+    z, labels = drawn()
+    best = float(tuning.fit_temperature(z, labels))
+    losses = [crossent_jax.cross_entropy(z, labels, temperature=best * factor) for factor in (0.9, 1.0, 1.1)]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
