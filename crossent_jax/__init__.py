@@ -1,6 +1,7 @@
 """Exact cross-entropy and KL losses for JAX."""
 
 from . import guards as guards
+from . import information as information
 from ._binary import binary_cross_entropy as binary_cross_entropy
 from ._contrastive import info_nce as info_nce
 from ._contrastive import sigmoid_contrastive as sigmoid_contrastive

@@ -1,0 +1,119 @@
+"""The second formula: entropies and divergences of arrays of probabilities, or of their logarithms."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
+
+from .. import _checks as checks
+from .. import _integrands as integrands
+from .. import guards
+from .._compat import is_concrete
+from .._divergences import kl
+from .._kinds import weighted
+
+
+def given(name: str, value, log_value, axis: int) -> tuple[Array, Array, int]:
+    """Probabilities, their logarithms, and the axis counted from the end, of one form or the other, checked."""
+    if (value is None) == (log_value is None):
+        raise ValueError(f"give {name} or log_{name}, one of the two; got {'neither' if value is None else 'both'}.")
+    said = name if log_value is None else f"log_{name}"
+    array, axis = checks.logits(_floats(value if log_value is None else log_value), axis, said)
+    array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    p = array if log_value is None else jnp.exp(array)
+    if guards.enabled() or is_concrete(p):
+        guards.require_distribution(name if log_value is None else f"exp of {said}", p, axis, None, None)
+    return p, jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p))) if log_value is None else array, axis
+
+
+def _floats(value):
+    """Python numbers and integers, such as the (1, 0) of a certain outcome, as floats."""
+    array = checks.array("p", value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.zeros(()).dtype)
+
+
+def pair(p, q, log_p, log_q, axis: int):
+    """Both distributions; the forms that were given, by name, for :func:`crossent_jax.kl`."""
+    first, second = given("p", p, log_p, axis), given("q", q, log_q, axis)
+    checks.same_shape("q" if log_q is None else "log_q", second[0], first[0].shape, "the shape of p")
+    return first, second
+
+
+def cross_entropy_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
+    """``-sum_i p_i log q_i``; an outcome of p_i = 0 adds 0."""
+    (p_value, _, axis), (q_value, log, _) = pair(p, q, log_p, log_q, axis)
+    if log_q is None:
+        log = integrands.log_probabilities(q_value, p_value != 0)
+    return -jnp.sum(weighted(p_value, log), axis)
+
+
+def entropy_of_array(p, log_p, axis: int) -> Array:
+    """``-sum_i p_i log p_i``."""
+    value, log, axis = given("p", p, log_p, axis)
+    return -jnp.sum(weighted(value, log), axis)
+
+
+def kl_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
+    (p_value, log_p_value, axis), (q_value, log_q_value, _) = pair(p, q, log_p, log_q, axis)
+    first: dict[str, Any] = {"p": p_value} if log_p is None else {"log_p": log_p_value}
+    second: dict[str, Any] = {"q": q_value} if log_q is None else {"log_q": log_q_value}
+    return kl(axis=axis, **first, **second)
+
+
+def js_of_arrays(p, q, log_p, log_q, axis: int, beta: float) -> Array:
+    """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``."""
+    (p_value, _, axis), (q_value, _, _) = pair(p, q, log_p, log_q, axis)
+    mixture = beta * p_value + (1 - beta) * q_value
+    return beta * kl(p=p_value, q=mixture, axis=axis) + (1 - beta) * kl(p=q_value, q=mixture, axis=axis)
+
+
+def mutual_information(
+    joint: ArrayLike | None = None,
+    *,
+    log_joint: ArrayLike | None = None,
+    axes: tuple[int, int] = (-2, -1),
+    base: float | None = None,
+) -> Array:
+    """Mutual information ``I(x; y) = KL(p(x, y) || p(x) p(y))`` of two variables, from the array of their joint
+    probabilities.
+
+    Args:
+        joint, log_joint: floating, one of the two: probabilities that sum to 1 over both axes, or their logarithms.
+        axes: the two axes of the variables; the others are a batch.
+        base: of the logarithm; None: e, nats. 2: bits.
+
+    Returns:
+        The batch shape, float32 (float64 for float64). Never negative, 0 for independent variables, at most the smaller of
+        the two entropies.
+
+    Raises:
+        TypeError, ValueError: as :func:`entropy`, and for axes that are not two.
+
+    Example:
+        >>> from crossent_jax import information
+        >>> print(f"{information.mutual_information([[0.5, 0.0], [0.0, 0.5]], base=2):.4f}")
+        1.0000
+
+    Source: Cover and Thomas 2006, section 2.3.
+    """
+    said, array = ("joint", joint) if log_joint is None else ("log_joint", log_joint)
+    if (joint is None) == (log_joint is None):
+        raise ValueError(f"give joint or log_joint, one of the two; got {'neither' if joint is None else 'both'}.")
+    array = checks.floating(said, _floats(array))
+    if len({axis % array.ndim for axis in axes if -array.ndim <= axis < array.ndim}) != 2 or len(axes) != 2:
+        raise ValueError(f"axes must be two different axes of {said}, of shape {array.shape}; got {axes}.")
+    array = jnp.moveaxis(array, axes, (-2, -1))
+    flat = array.reshape(*array.shape[:-2], -1)
+    p = given("joint", flat, None, -1)[0] if log_joint is None else given("joint", None, flat, -1)[0]
+    p = p.reshape(array.shape)
+    independent = jnp.sum(p, -1, keepdims=True) * jnp.sum(p, -2, keepdims=True)
+    return in_base(kl(p=p.reshape(flat.shape), q=independent.reshape(flat.shape)), base)
+
+
+def in_base(nats: Array, base: float | None) -> Array:
+    """Nats in units of another base's logarithm."""
+    if base is None:
+        return nats
+    if isinstance(base, bool) or not isinstance(base, int | float) or not base > 1:
+        raise ValueError(f"base must be a number greater than 1, or None for nats; got {base!r}.")
+    return nats / jnp.log(jnp.asarray(base, nats.dtype))

@@ -1,0 +1,129 @@
+"""Measures of distributions: by a closed form where one is known, else as an expectation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from . import _arrays as arrays
+from ._discrete import Finite
+from ._expectation import expectation
+from ._family import Family
+from ._foreign import describe, event_dimensions, is_discrete, recognised
+from ._methods import ClosedForm, Estimate, Grid, MonteCarlo, Quadrature
+
+METHODS = (ClosedForm, Grid, Quadrature, MonteCarlo)
+
+
+def check_method(method):
+    if method is not None and not isinstance(method, METHODS):
+        names = ", ".join(kind.__name__ for kind in METHODS)
+        raise TypeError(f"method must be None or one of {names}; got {method!r}.")
+    return method
+
+
+def measure_of_distributions(measure: str, given: tuple, method, beta: float) -> Any:
+    """Nats: an array, or an ``Estimate`` by Monte Carlo."""
+    sides = tuple(recognised(x) for x in given)
+    _check_sides(sides)
+    exact = _closed(measure, sides, beta) if method is None or isinstance(method, ClosedForm) else None
+    if exact is not None:
+        return exact
+    if isinstance(method, ClosedForm):
+        raise ValueError(
+            f"no closed form of {measure} is known for {_names(sides)}: pass method=Quadrature() or MonteCarlo(key)."
+        )
+    return _by_expectation(measure, sides, Quadrature() if method is None else method, beta)
+
+
+def _names(sides: tuple) -> str:
+    return " and ".join(describe(x) for x in sides)
+
+
+def _check_sides(sides: tuple) -> None:
+    if len({is_discrete(x) for x in sides}) > 1:
+        raise ValueError(f"p and q must both be discrete or both continuous; got {_names(sides)}.")
+    if len({event_dimensions(x) for x in sides}) > 1:
+        raise ValueError(f"p and q must be of events of one shape; got {_names(sides)}.")
+    if all(isinstance(x, Family) for x in sides):
+        try:
+            jnp.broadcast_shapes(*(x.batch_shape for x in sides))
+        except ValueError:
+            shapes = " and ".join(str(x.batch_shape) for x in sides)
+            raise ValueError(f"p and q must have one batch shape; got {shapes}.") from None
+
+
+def _closed(measure: str, sides: tuple[Any, ...], beta: float) -> Array | None:
+    if not all(isinstance(x, Family) for x in sides):
+        return None
+    if all(isinstance(x, Finite) for x in sides):
+        return _finite(measure, sides, beta)
+    if measure == "js_divergence":
+        return None
+    p, q = sides[0], sides[-1]  # of an entropy both are p
+    if measure == "kl_divergence" and type(p) is type(q):
+        exact = q.kl_from(p)
+    else:
+        exact = _minus(q.expected_log_prob(p))
+        if measure == "kl_divergence" and exact is not None:
+            own = p.expected_log_prob(p)
+            exact = None if own is None else exact + own
+    return None if exact is None else jnp.where(_contained(p, q), exact, jnp.inf)
+
+
+def _minus(x: Array | None) -> Array | None:
+    return None if x is None else -x
+
+
+def _contained(p: Family, q: Family) -> Array:
+    """Whether p's support lies in q's."""
+    return (jnp.asarray(p.low) >= jnp.asarray(q.low)) & (jnp.asarray(p.high) <= jnp.asarray(q.high))
+
+
+def _finite(measure: str, sides: tuple[Any, ...], beta: float) -> Array:
+    logs = [x.log_probs() for x in sides]
+    if len({log.shape[-1] for log in logs}) > 1:
+        raise ValueError(f"p and q must have the same number of outcomes; got {[log.shape[-1] for log in logs]}.")
+    logs = jnp.broadcast_arrays(*logs)
+    if measure == "entropy":
+        return arrays.entropy_of_array(None, logs[0], -1)
+    if measure == "js_divergence":
+        return arrays.js_of_arrays(None, None, logs[0], logs[1], -1, beta)
+    of_two = arrays.kl_of_arrays if measure == "kl_divergence" else arrays.cross_entropy_of_arrays
+    return of_two(None, None, logs[0], logs[1], -1)
+
+
+def _by_expectation(measure: str, sides: tuple[Any, ...], method, beta: float) -> Array | Estimate:
+    if measure == "js_divergence":
+        p, q = sides
+        return _js_by_expectation(p, q, method, beta)
+    integrands: dict[str, Callable] = {
+        "entropy": lambda log_p: -log_p,
+        "cross_entropy": lambda log_p, log_q: -log_q,
+        "kl_divergence": lambda log_p, log_q: log_p - log_q,
+    }
+    return expectation(integrands[measure], sides[0], sides[1:], method)
+
+
+def _js_by_expectation(p, q, method, beta: float) -> Any:
+    """``beta E_p[log p - log m] + (1 - beta) E_q[log q - log m]``."""
+
+    def excess(share: float) -> Callable[[Array, Array], Array]:
+        """Of the own density, of this share in the mixture, over the mixture: ``-log(share + (1 - share) other / own)``."""
+        return lambda own, other: -jnp.logaddexp(jnp.log(share) + 0 * own, jnp.log1p(-share) + other - own)
+
+    sides = [(share, own, other) for share, own, other in ((beta, p, q), (1 - beta, q, p)) if share > 0]
+    found: list[Any] = [expectation(excess(share), own, (other,), method) for share, own, other in sides]
+    shares = [share for share, _, _ in sides]
+    if not isinstance(method, MonteCarlo):
+        return _dot(shares, found)
+    errors = _dot([share**2 for share in shares], [jnp.square(part.standard_error) for part in found])
+    return Estimate(_dot(shares, [part.value for part in found]), jnp.sqrt(errors))
+
+
+def _dot(shares: list[float], parts: list[Array]) -> Array:
+    total = shares[0] * parts[0]
+    for share, part in zip(shares[1:], parts[1:], strict=True):
+        total = total + share * part
+    return total
