@@ -79,7 +79,7 @@ def explain(function, *args, **kwargs) -> tuple[Decision, ...]:
 
     Args:
         function: one of this library's losses, or any function that calls them.
-        *args, **kwargs: its arguments; arrays or ``jax.ShapeDtypeStruct``.
+        args, kwargs: its arguments; arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
         One :class:`Decision` per loss met; ``print`` shows the reasons.

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike
 from .. import _checks as checks
 from .. import _integrands as integrands
 from .. import guards
+from .._block import statistics_dtype
 from .._compat import is_concrete
 from .._divergences import kl
 from .._kinds import weighted
@@ -19,11 +20,13 @@ def given(name: str, value, log_value, axis: int) -> tuple[Array, Array, int]:
         raise ValueError(f"give {name} or log_{name}, one of the two; got {'neither' if value is None else 'both'}.")
     said = name if log_value is None else f"log_{name}"
     array, axis = checks.logits(_floats(value if log_value is None else log_value), axis, said)
-    array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
-    p = array if log_value is None else jnp.exp(array)
-    if guards.enabled() or is_concrete(p):
-        guards.require_distribution(name if log_value is None else f"exp of {said}", p, axis, None, None)
-    return p, jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p))) if log_value is None else array, axis
+    if guards.enabled() or is_concrete(array):
+        probabilities = array if log_value is None else jnp.exp(array)
+        guards.require_distribution(name if log_value is None else f"exp of {said}", probabilities, axis, None, None)
+    array = array.astype(statistics_dtype(array.dtype))
+    if log_value is not None:
+        return jnp.exp(array), array, axis
+    return array, jnp.where(array == 0, -jnp.inf, jnp.log(jnp.where(array == 0, 1, array))), axis
 
 
 def _floats(value):
@@ -33,10 +36,11 @@ def _floats(value):
 
 
 def pair(p, q, log_p, log_q, axis: int):
-    """Both distributions; the forms that were given, by name, for :func:`crossent_jax.kl`."""
+    """Both distributions, of one shape and dtype."""
     first, second = given("p", p, log_p, axis), given("q", q, log_q, axis)
     checks.same_shape("q" if log_q is None else "log_q", second[0], first[0].shape, "the shape of p")
-    return first, second
+    widest = max(first[0].dtype, second[0].dtype, key=lambda dtype: dtype.itemsize)
+    return ((value.astype(widest), log.astype(widest), axis) for value, log, axis in (first, second))
 
 
 def cross_entropy_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
@@ -64,7 +68,8 @@ def js_of_arrays(p, q, log_p, log_q, axis: int, beta: float) -> Array:
     """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``."""
     (p_value, _, axis), (q_value, _, _) = pair(p, q, log_p, log_q, axis)
     mixture = beta * p_value + (1 - beta) * q_value
-    return beta * kl(p=p_value, q=mixture, axis=axis) + (1 - beta) * kl(p=q_value, q=mixture, axis=axis)
+    sides = [share * kl(p=side, q=mixture, axis=axis) for share, side in ((beta, p_value), (1 - beta, q_value)) if share > 0]
+    return sides[0] if len(sides) == 1 else sides[0] + sides[1]
 
 
 def mutual_information(
@@ -107,7 +112,7 @@ def mutual_information(
     p = given("joint", flat, None, -1)[0] if log_joint is None else given("joint", None, flat, -1)[0]
     p = p.reshape(array.shape)
     independent = jnp.sum(p, -1, keepdims=True) * jnp.sum(p, -2, keepdims=True)
-    return in_base(kl(p=p.reshape(flat.shape), q=independent.reshape(flat.shape)), base)
+    return in_base(jnp.sum(integrands.generalized_kl(integrands.from_both_probabilities(independent, p)), (-2, -1)), base)
 
 
 def in_base(nats: Array, base: float | None) -> Array:

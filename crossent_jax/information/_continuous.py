@@ -8,7 +8,7 @@ from jax.scipy.special import betaln, digamma, erf, gammaln, polygamma
 from jaxtyping import Array
 
 from ._closeness import gammaln_bregman, log_ratio, minus_one_minus_log
-from ._family import Family, family, inside, linear
+from ._family import Family, each, family, inside, linear
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
@@ -21,11 +21,12 @@ class Normal(Family):
     scale: Array
     positive = ("scale",)
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         return -0.5 * jnp.square((x - self.loc) / self.scale) - jnp.log(self.scale) - HALF_LOG_TAU
 
     def sample(self, key, shape=()):
-        return self.loc + self.scale * jax.random.normal(key, shape + self.batch_shape, self.dtype)
+        standard = jax.random.normal(key, shape + self.batch_shape, self.dtype)
+        return each(lambda z: self.loc + self.scale * z, standard, len(shape))
 
     def mean(self):
         return self.loc
@@ -61,7 +62,7 @@ class LogNormal(Family):
     def logarithm(self) -> Normal:
         return Normal(self.loc, self.scale)
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         y = jnp.log(jnp.where(x > 0, x, 1))
         return jnp.where(x > 0, self.logarithm().log_prob(y) - y, -jnp.inf)
 
@@ -99,11 +100,12 @@ class Exponential(Family):
     positive = ("rate",)
     low = 0.0
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         return inside(x, self.low, self.high, jnp.log(self.rate) - self.rate * x)
 
     def sample(self, key, shape=()):
-        return jax.random.exponential(key, shape + self.batch_shape, self.dtype) / self.rate
+        standard = jax.random.exponential(key, shape + self.batch_shape, self.dtype)
+        return each(lambda z: z / self.rate, standard, len(shape))
 
     def mean(self):
         return 1 / self.rate
@@ -141,14 +143,15 @@ class Gamma(Family):
     def _normalizer(self):
         return self.concentration * jnp.log(self.rate) - gammaln(self.concentration)
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         safe = jnp.where(x > 0, x, 1)
         value = self._normalizer() + (self.concentration - 1) * jnp.log(safe) - self.rate * safe
         at_zero = jnp.where(self.concentration > 1, -jnp.inf, jnp.where(self.concentration < 1, jnp.inf, self._normalizer()))
         return jnp.where(x > 0, value, jnp.where(x == 0, at_zero, -jnp.inf))
 
     def sample(self, key, shape=()):
-        return jax.random.gamma(key, self.concentration, shape + self.batch_shape, self.dtype) / self.rate
+        standard = jax.random.gamma(key, self.concentration, shape + self.batch_shape, self.dtype)
+        return each(lambda z: z / self.rate, standard, len(shape))
 
     def mean(self):
         return self.concentration / self.rate
@@ -183,7 +186,7 @@ class Beta(Family):
     positive = ("concentration1", "concentration0")
     low, high = 0.0, 1.0
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         within = (x > 0) & (x < 1)
         safe = jnp.where(within, x, 0.5)
         powers = (self.concentration1 - 1) * jnp.log(safe) + (self.concentration0 - 1) * jnp.log1p(-safe)
@@ -239,11 +242,12 @@ class Laplace(Family):
     def kinks(self):
         return (self.loc,)
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         return -jnp.abs(x - self.loc) / self.scale - jnp.log(2 * self.scale)
 
     def sample(self, key, shape=()):
-        return self.loc + self.scale * jax.random.laplace(key, shape + self.batch_shape, self.dtype)
+        standard = jax.random.laplace(key, shape + self.batch_shape, self.dtype)
+        return each(lambda z: self.loc + self.scale * z, standard, len(shape))
 
     def mean(self):
         return self.loc
@@ -276,12 +280,12 @@ class Uniform(Family):
         super().__post_init__()
         self.require("high", self.high > self.low, f"greater than low, {self.low}")
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         return inside(x, self.low, self.high, -jnp.log(self.high - self.low))
 
     def sample(self, key, shape=()):
         unit = jax.random.uniform(key, shape + self.batch_shape, self.dtype)
-        return self.low + (self.high - self.low) * unit
+        return each(lambda z: self.low + (self.high - self.low) * z, unit, len(shape))
 
     def mean(self):
         return 0.5 * (self.low + self.high)

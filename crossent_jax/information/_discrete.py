@@ -25,24 +25,22 @@ class Finite(Family):
     def outcomes(self) -> int:
         return self.log_probs().shape[-1]
 
-    def log_prob(self, x):
-        table = self.log_probs()
+    def _log_prob(self, x):
         index = jnp.clip(x.astype(jnp.int32), 0, self.outcomes - 1)
-        index, table = jnp.broadcast_arrays(index[..., None], jnp.broadcast_to(table, (*x.shape, self.outcomes)))
-        within = (x >= 0) & (x < self.outcomes)
-        return jnp.where(within, jnp.take_along_axis(table, index[..., :1], -1)[..., 0], -jnp.inf)
+        found = jnp.take_along_axis(self.log_probs(), index[..., None], -1)[..., 0]
+        return jnp.where((x >= 0) & (x < self.outcomes), found, -jnp.inf)
 
     def sample(self, key, shape=()):
         return jax.random.categorical(key, self.log_probs(), axis=-1, shape=shape + self.log_probs().shape[:-1])
 
-    def _expectation(self, values: Array) -> Array:
-        return jnp.sum(jnp.exp(self.log_probs()) * values, -1)
-
     def mean(self):
-        return self._expectation(jnp.arange(self.outcomes, dtype=self.dtype))
+        return self._expectation(lambda outcome: outcome)
 
     def variance(self):
-        return self._expectation(jnp.square(jnp.arange(self.outcomes, dtype=self.dtype))) - jnp.square(self.mean())
+        return self._expectation(jnp.square) - jnp.square(self.mean())
+
+    def _expectation(self, f) -> Array:
+        return jnp.exp(self.log_probs()) @ f(jnp.arange(self.outcomes, dtype=self.dtype))
 
 
 @family
@@ -88,7 +86,7 @@ class Poisson(Family):
         super().__post_init__()
         self.require("rate", self.rate >= 0, "at least 0")
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         x = x.astype(self.dtype)
         certain = (self.rate == 0) & (x == 0)
         power = jnp.where(certain, 0, x * jnp.log(jnp.where(certain, 1, self.rate)))

@@ -25,8 +25,7 @@ def check_method(method):
 
 def measure_of_distributions(measure: str, given: tuple, method, beta: float) -> Any:
     """Nats: an array, or an ``Estimate`` by Monte Carlo."""
-    sides = tuple(recognised(x) for x in given)
-    _check_sides(sides)
+    sides = _of_one_batch(tuple(recognised(x) for x in given))
     exact = _closed(measure, sides, beta) if method is None or isinstance(method, ClosedForm) else None
     if exact is not None:
         return exact
@@ -41,17 +40,20 @@ def _names(sides: tuple) -> str:
     return " and ".join(describe(x) for x in sides)
 
 
-def _check_sides(sides: tuple) -> None:
+def _of_one_batch(sides: tuple) -> tuple:
+    """Both of one kind of event; families with one batch shape and one dtype."""
     if len({is_discrete(x) for x in sides}) > 1:
         raise ValueError(f"p and q must both be discrete or both continuous; got {_names(sides)}.")
     if len({event_dimensions(x) for x in sides}) > 1:
         raise ValueError(f"p and q must be of events of one shape; got {_names(sides)}.")
-    if all(isinstance(x, Family) for x in sides):
-        try:
-            jnp.broadcast_shapes(*(x.batch_shape for x in sides))
-        except ValueError:
-            shapes = " and ".join(str(x.batch_shape) for x in sides)
-            raise ValueError(f"p and q must have one batch shape; got {shapes}.") from None
+    families = [x for x in sides if isinstance(x, Family)]
+    try:
+        shape = jnp.broadcast_shapes(*(x.batch_shape for x in families))
+    except ValueError:
+        shapes = " and ".join(str(x.batch_shape) for x in families)
+        raise ValueError(f"p and q must have one batch shape; got {shapes}.") from None
+    widest = max((x.dtype for x in families), key=lambda dtype: dtype.itemsize, default=None)
+    return tuple(x.in_batch(shape, widest) if isinstance(x, Family) else x for x in sides)
 
 
 def _closed(measure: str, sides: tuple[Any, ...], beta: float) -> Array | None:

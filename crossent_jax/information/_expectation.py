@@ -77,7 +77,7 @@ def _monte_carlo(f: Integrand, p, others: tuple, method: MonteCarlo) -> Estimate
 def _score_term(values: Array, log_p: Array) -> Array:
     """0, with the gradient ``E[(f - mean f) grad log p]`` of drawing from a p that moves; ``n / (n - 1)`` for the mean's own
     samples."""
-    apart = values - jnp.mean(values, 0)
+    apart = values - jnp.mean(values, 0, keepdims=True)
     coefficient = jax.lax.stop_gradient(jnp.where(jnp.isfinite(apart), apart, 0))
     moving = log_p - jax.lax.stop_gradient(log_p)
     return jnp.sum(coefficient * moving, 0) / (values.shape[0] - 1)

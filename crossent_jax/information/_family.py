@@ -7,7 +7,8 @@ own log-density needs; a closed form exists for every pair where the two meet, f
 
 import dataclasses
 import math
-from typing import dataclass_transform
+from collections.abc import Callable
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +89,23 @@ class Family:
         """Points inside the support where the log-density is not smooth."""
         return ()
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x) -> Array:
+        """Log-density at x: the batch's shape (then the event's), after any axes of samples."""
+        x = checks.array("x", x)
+        if not self.event_dimensions:
+            x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, self.batch_shape))
+        return each(self._log_prob, x, x.ndim - self.event_dimensions - len(self.batch_shape))
+
+    def _log_prob(self, x: Array) -> Array:
         raise NotImplementedError
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         raise NotImplementedError
+
+    def in_batch(self, shape: tuple[int, ...], dtype) -> Any:
+        """The same distributions with this batch shape and dtype."""
+        own = len(self.batch_shape)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x.astype(dtype), shape + x.shape[own:]), self)
 
     # --- moments ------------------------------------------------------------------------------------
 
@@ -126,6 +139,13 @@ class Family:
     def kl_from(self, p) -> Array | None:
         """``KL(p || self)`` for p of the same family, by a formula that does not cancel where the two are close."""
         return None
+
+
+def each(function: Callable[[Array], Array], x: Array, axes: int) -> Array:
+    """``function`` of every element along the leading axes of x, so that no array meets one of another rank."""
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function(x)
 
 
 def inside(x: Array, low, high, value: Array) -> Array:

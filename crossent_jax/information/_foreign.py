@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._block import statistics_dtype
 from ._continuous import Beta, Exponential, Gamma, Laplace, LogNormal, Normal, Uniform
 from ._discrete import Bernoulli, Categorical, Poisson
 from ._family import Family
@@ -127,7 +128,7 @@ def sampled_location(distribution) -> tuple[Array, Array]:
     """Where most of a distribution lies: median, and half of the range of the middle 70 % (of a normal about one standard
     deviation), of 1024 samples. Only a hint of where to put nodes: no gradient."""
     drawn = draw(distribution, jax.random.key(0), 1024)
-    drawn = drawn.astype(jnp.promote_types(drawn.dtype, jnp.float32))
+    drawn = drawn.astype(statistics_dtype(drawn.dtype))
     low, middle, high = jnp.quantile(drawn, jnp.array([0.15, 0.5, 0.85], drawn.dtype), axis=0)
     spread = 0.5 * (high - low)
     return jax.lax.stop_gradient(middle), jax.lax.stop_gradient(jnp.where(spread > 0, spread, 1))

@@ -85,8 +85,9 @@ def kl_divergence(p: Any = None, q: Any = None, *, log_p=None, log_q=None, axis:
             true one; :func:`crossent_jax.kl_divergence` takes logits of a model and a teacher.
 
     Returns:
-        As :func:`cross_entropy`. Never negative and exactly 0 for identical arrays and in closed form (quadrature and Monte
-        Carlo have their error); +inf where q is 0 and p is not.
+        As :func:`cross_entropy`; +inf where q is 0 and p is not. Exactly 0 for identical arrays and, in closed form, for
+        identical families. Negative by no more than rounding: of arrays by as much as the sum of q exceeds that of p
+        (quadrature and Monte Carlo have their own error).
 
     Raises:
         TypeError, ValueError: as :func:`cross_entropy`.

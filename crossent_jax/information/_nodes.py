@@ -90,8 +90,8 @@ def _double_exponential(low, high, centre: Array, spread: Array, kinks: list[Arr
     """Intervals between the sorted break points; the outer two end where the support does."""
     dtype, shape = centre.dtype, jnp.broadcast_shapes(centre.shape, *(kink.shape for kink in kinks))
     inner = jnp.stack([jnp.broadcast_to(jnp.clip(x.astype(dtype), low, high), shape) for x in (centre, *kinks)])
-    breaks = jnp.sort(inner, 0)
-    spread = jnp.broadcast_to(spread, shape)
+    breaks = jnp.sort(inner, 0)[:, None]
+    spread = jnp.broadcast_to(spread, shape)[None]
     t, step = _steps(dtype, count, len(shape))
     parts = [_finite(t, step, breaks[i], breaks[i + 1]) for i in range(len(breaks) - 1)]
     first, last = breaks[0], breaks[-1]

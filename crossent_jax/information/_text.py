@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from .. import _checks as checks
+from .._block import statistics_dtype
 from .._compat import is_concrete
 
 
@@ -34,7 +35,7 @@ def bits_per_byte(total_nll: ArrayLike, byte_count: ArrayLike) -> Array:
     Source: Gao et al. 2020 (The Pile, https://arxiv.org/abs/2101.00027), section 3.1.
     """
     nll = checks.floating("total_nll", total_nll)
-    nll = nll.astype(jnp.promote_types(nll.dtype, jnp.float32))
+    nll = nll.astype(statistics_dtype(nll.dtype))
     if isinstance(byte_count, numbers.Real):
         count = jnp.asarray(float(byte_count), nll.dtype)
     else:

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from ._closeness import gammaln_bregman, minus_one_minus_log
 from ._continuous import HALF_LOG_TAU
-from ._family import Family, family
+from ._family import Family, each, family
 
 
 @family
@@ -41,17 +41,18 @@ class MultivariateNormal(Family):
 
     def _whitened(self, columns: Array) -> Array:
         """``scale_tril^-1 columns``."""
-        batch = jnp.broadcast_shapes(self.batch_shape, columns.shape[:-2])
-        scale = jnp.broadcast_to(self.scale_tril, batch + self.scale_tril.shape[-2:])
-        return solve_triangular(scale, jnp.broadcast_to(columns, batch + columns.shape[-2:]), lower=True)
+        return solve_triangular(self.scale_tril, columns, lower=True)
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         standard = self._whitened((x - self.loc)[..., None])[..., 0]
         size = self.loc.shape[-1]
         return -0.5 * jnp.sum(jnp.square(standard), -1) - jnp.sum(jnp.log(self._diagonal()), -1) - size * HALF_LOG_TAU
 
     def sample(self, key, shape=()):
         standard = jax.random.normal(key, shape + self.loc.shape, self.dtype)
+        return each(self._placed, standard, len(shape))
+
+    def _placed(self, standard: Array) -> Array:
         return self.loc + jnp.einsum("...ij,...j->...i", self.scale_tril, standard, precision="highest")
 
     def expected_log_prob(self, p):
@@ -91,7 +92,7 @@ class Dirichlet(Family):
     def _log_normalizer(self):
         return jnp.sum(gammaln(self.concentration), -1) - gammaln(jnp.sum(self.concentration, -1))
 
-    def log_prob(self, x):
+    def _log_prob(self, x):
         return jnp.sum((self.concentration - 1) * jnp.log(x), -1) - self._log_normalizer()
 
     def sample(self, key, shape=()):

@@ -66,7 +66,7 @@ class Reliability(NamedTuple):
     """Predictions grouped by confidence in bins of equal width.
 
     ``edges`` (bins + 1,), ``count``, ``confidence`` (mean) and ``accuracy`` (bins,), the last two NaN in an empty bin, and
-    ``expected_calibration_error``, sum_b count_b / n |accuracy_b - confidence_b|.
+    ``expected_calibration_error``, ``sum_b count_b / n |accuracy_b - confidence_b|``.
     """
 
     edges: np.ndarray

@@ -20,6 +20,7 @@ TRAPS, CORE, BAD_INPUT, TRANSFORMS, SHARDS, ROW_BLOCKS = (
 BENCHMARKS, RESULTS = "../benchmarks", "tests/test_benchmark_results.py"
 DIVERGENCES, LINEAR_DIVERGENCE = "tests/test_divergences.py", "tests/test_linear_divergence.py"
 CONTRASTIVE = "tests/test_contrastive.py"
+DISTRIBUTIONS, ARRAYS = "tests/test_information_distributions.py", "tests/test_information_arrays.py"
 
 BUGS = (
     Bug(
@@ -672,5 +673,61 @@ BUGS = (
         "z = jnp.where(batch.key_valid[None], z, -jnp.inf)",
         "z = z",
         f"{CONTRASTIVE}::test_value_and_gradients",
+    ),
+    Bug(
+        "information: a density that overlaps only in part is measured where it does",
+        "information/_distributions.py",
+        "jnp.where(_contained(p, q), exact, jnp.inf)",
+        "exact",
+        f"{DISTRIBUTIONS}::test_a_support_that_does_not_hold_p_gives_infinity",
+    ),
+    Bug(
+        "information: the small KL of two normals is a difference of logarithms",
+        "information/_closeness.py",
+        "near = jnp.abs(apart) < 0.5\n",
+        "near = jnp.abs(apart) < 0\n",
+        f"{DISTRIBUTIONS}::test_a_small_kl_keeps_its_digits",
+    ),
+    Bug(
+        "information: samples that move do not count in the gradient",
+        "information/_expectation.py",
+        "jnp.mean(values, 0) + _score_term(values, log_p)",
+        "jnp.mean(values, 0)",
+        f"{DISTRIBUTIONS}::test_monte_carlo_gradients_are_unbiased",
+    ),
+    Bug(
+        "information: a node at the edge of the dtype weighs infinitely",
+        "information/_nodes.py",
+        "jnp.where(jnp.isfinite(weights), weights, 0)",
+        "weights",
+        f"{DISTRIBUTIONS}::test_float32_keeps_five_digits",
+    ),
+    Bug(
+        "information: a density that does not add up is integrated all the same",
+        "information/_expectation.py",
+        "<= MASS_TOLERANCE)",
+        "<= 1)",
+        "tests/test_information_bad_input.py::test_a_density_that_does_not_add_up",
+    ),
+    Bug(
+        "information: a kink of q lies between two nodes",
+        "information/_nodes.py",
+        "for kink in (*q.kinks(), *_finite_ends(q))",
+        "for kink in _finite_ends(q)",
+        f"{DISTRIBUTIONS}::test_closed_forms_agree_with_quadrature",
+    ),
+    Bug(
+        "information: Jensen-Shannon with a share of 0 is 0 times infinity",
+        "information/_arrays.py",
+        "if share > 0]",
+        "if share >= 0]",
+        f"{ARRAYS}::test_outcomes_that_are_impossible",
+    ),
+    Bug(
+        "information: bits are nats",
+        "information/_arrays.py",
+        "return nats / jnp.log(jnp.asarray(base, nats.dtype))",
+        "return nats",
+        f"{ARRAYS}::test_any_axis_logarithms_and_bases",
     ),
 )
