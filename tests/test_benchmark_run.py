@@ -146,7 +146,8 @@ def test_a_file_of_another_device_is_not_resumed(tmp_path, capsys):
 
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     path = tmp_path / "a.jsonl"
-    words = [sys.executable, "-m", "benchmarks", *SMALL, "--mode", "forward", "value_and_grad", "--impl", "ours"]
+    cases = ["--shape", *(f"n=33,v={v}" for v in range(17, 25)), "--mode", "forward", "value_and_grad"]
+    words = [sys.executable, "-m", "benchmarks", *SMALL, *cases, "--impl", "ours"]
     process = subprocess.Popen([*words, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path.exists() and '"row"' in path.read_text()):
@@ -154,7 +155,8 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "go on with --resume" in output
-    assert [row["impl"] for row in records.read(path).rows] == ["ours"]
+    rows = records.read(path).rows
+    assert 1 <= len(rows) < 16 and {row["impl"] for row in rows} == {"ours"}
 
 
 def test_importing_the_command_touches_no_device():
