@@ -27,17 +27,16 @@ def minus_one_minus_log(x: Array) -> Array:
     return jnp.where(near, expm1_minus(jnp.where(near, x, 0)), jnp.expm1(x) - x)
 
 
-def gammaln_bregman(q: Array, p: Array) -> Array:
-    """``log Gamma(q) - log Gamma(p) - (q - p) digamma(p)``, never negative.
+def gammaln_bregman(p: Array, apart: Array) -> Array:
+    """``log Gamma(p + d) - log Gamma(p) - d digamma(p)``, never negative, for a difference d that is known by itself.
 
-    By Taylor's theorem it is ``(q - p)^2 int_0^1 (1 - s) trigamma(p + s (q - p)) ds``, taken by Gauss-Legendre's rule of 8
-    points where q is within half of p: the nearest pole, at 0, is then a full half-width away and the error below 1e-9.
+    By Taylor's theorem it is ``d^2 int_0^1 (1 - s) trigamma(p + s d) ds``, taken by Gauss-Legendre's rule of 8
+    points where d is within half of p: the nearest pole, at 0, is then a full half-width away and the error below 1e-9.
     """
-    apart = q - p
     near = jnp.abs(apart) < 0.5 * p
     step = jnp.where(near, apart, 0)
     curvature = sum(
         0.25 * weight * (1 - node) * polygamma(1, p + 0.5 * (1 + node) * step)
         for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True)
     )
-    return jnp.where(near, jnp.square(step) * curvature, gammaln(q) - gammaln(p) - apart * digamma(p))
+    return jnp.where(near, jnp.square(step) * curvature, gammaln(p + apart) - gammaln(p) - apart * digamma(p))

@@ -172,7 +172,7 @@ class Gamma(Family):
         """``B + c_p (r - 1 - log r) + (c_p - c_q) log r`` with r = rate_q / rate_p and B the Bregman divergence of
         ``log Gamma`` from c_p to c_q."""
         ratio = log_ratio(self.rate, p.rate)
-        shape = gammaln_bregman(self.concentration, p.concentration)
+        shape = gammaln_bregman(p.concentration, self.concentration - p.concentration)
         return shape + p.concentration * minus_one_minus_log(ratio) + (p.concentration - self.concentration) * ratio
 
 
@@ -227,8 +227,9 @@ class Beta(Family):
 
     def kl_from(self, p):
         """``B(a) + B(b) - B(a + b)``, each the Bregman divergence of ``log Gamma`` from p's parameter to q's."""
-        own = gammaln_bregman(self.concentration1, p.concentration1) + gammaln_bregman(self.concentration0, p.concentration0)
-        return own - gammaln_bregman(self._total(), p._total())
+        apart = self.concentration1 - p.concentration1, self.concentration0 - p.concentration0
+        own = gammaln_bregman(p.concentration1, apart[0]) + gammaln_bregman(p.concentration0, apart[1])
+        return own - gammaln_bregman(p._total(), apart[0] + apart[1])
 
 
 @family

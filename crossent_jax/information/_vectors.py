@@ -108,5 +108,6 @@ class Dirichlet(Family):
 
     def kl_from(self, p):
         """Bregman divergences of ``log Gamma``, of each concentration, less that of their sum."""
-        own = jnp.sum(gammaln_bregman(self.concentration, p.concentration), -1)
-        return own - gammaln_bregman(jnp.sum(self.concentration, -1), jnp.sum(p.concentration, -1))
+        apart = self.concentration - p.concentration
+        own = jnp.sum(gammaln_bregman(p.concentration, apart), -1)
+        return own - gammaln_bregman(jnp.sum(p.concentration, -1), jnp.sum(apart, -1))
