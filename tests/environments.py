@@ -1,13 +1,15 @@
 """Legs of the test run beyond ``make test``, each in an environment of its own built from the project's files.
 
-    python tests/environments.py lint mutations peers frameworks benchmarks aot floor newest
+    python tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
 | leg | what |
 |---|---|
 | lint | ruff (rules and format) and pyright |
 | mutations | the planted bugs of tests/mutations, each of which a named test must catch |
 | peers | torch 2.13 answers the committed fixtures again |
-| frameworks | models of Flax and Equinox train with the linear loss: tests/test_frameworks.py |
+| frameworks | models of Flax and Equinox train with the linear loss; distributions of distrax, numpyro and TFP |
+| notebooks | every notebook runs in FAST mode, on this Python and, with jax 0.7.2, on Python 3.13 |
+| docs | the documentation builds without a warning; its examples run |
 | benchmarks | the smoke suite: ratios to the naive formula, and the compiler's figures, beside the committed ones |
 | aot | tests/test_aot.py, with the compilers of TPUs and of an H100; cycles on TPUs beside the committed ones |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
@@ -29,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
 FLOOR = ("jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.3", "chex==0.1.90", "optax==0.2.8")
+AVX2 = "--xla_cpu_max_isa=AVX2"
 SUITE = ("-m", "pytest", "-q", "-n", os.environ.get("JOBS", "2"))
 FEW = ("--cases", os.environ.get("CASES", "3"))
 
@@ -83,7 +86,20 @@ def peers() -> None:
 
 def frameworks() -> None:
     python = environment("frameworks", sys.executable, "--editable", ".[test,frameworks]")
-    run(python, *SUITE, "tests/test_frameworks.py")
+    run(python, *SUITE, "tests/test_frameworks.py", "tests/test_other_distributions.py")
+
+
+def notebooks() -> None:
+    """With jax 0.7.2 beside the newest of the other packages that leave it as it is."""
+    oldest = environment("notebooks-floor", python_3_13(), *FLOOR, "--editable", ".[notebooks,frameworks]")
+    for python in (environment("notebooks", sys.executable, "--editable", ".[notebooks,frameworks]"), oldest):
+        run(python, "notebooks/build.py", "--check", "--jobs", os.environ.get("JOBS", "2"), XLA_FLAGS=AVX2)
+
+
+def docs() -> None:
+    python = environment("docs", sys.executable, "--editable", ".[docs,tune]")
+    for builder in ("html", "doctest"):
+        run(python, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, "docs", f"docs/_build/{builder}")
 
 
 def benchmarks() -> None:
@@ -129,7 +145,7 @@ def floor() -> None:
     python = environment("floor", python_3_13(), *FLOOR)
     check_that_nothing_moves(python)
     install(python, *FLOOR, "--editable", ".[test]")
-    run(python, *SUITE, *FEW, XLA_FLAGS="--xla_cpu_max_isa=AVX2")
+    run(python, *SUITE, *FEW, XLA_FLAGS=AVX2)
 
 
 def newest() -> None:
@@ -147,7 +163,7 @@ def check_that_nothing_moves(python: Path) -> None:
     print("installing beside jax 0.7.2 adds only", ", ".join(sorted(planned)), flush=True)
 
 
-LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, benchmarks, aot, floor, newest)}
+LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, notebooks, docs, benchmarks, aot, floor, newest)}
 
 
 def main(names: list[str]) -> None:
