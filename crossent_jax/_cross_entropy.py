@@ -130,7 +130,7 @@ def soft_cross_entropy(
     """Cross-entropy of target distributions under ``softmax(logits)``: ``H(t, p) = -sum_j t_j log p_j``.
 
     The formula and the options are those of :func:`cross_entropy` with ``-log p_y`` replaced by ``h = -sum_j s_j log p_j``,
-    ``1 - p_y`` by ``sum_j s_j (1 - p_j)`` and the focal factor by ``(1 - exp(-h))^gamma``. Without class weights s is t and w
+    ``1 - p_y`` by ``sum_j s_j (1 - p_j)``, the focal factor by ``(1 - exp(-h))^gamma``. Without class weights s is t and w
     is 1; with them ``w = sum_j class_weights[j] t_j`` and ``s_j = class_weights[j] t_j / w`` (as in PyTorch).
 
     Args:

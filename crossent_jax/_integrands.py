@@ -21,8 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ._block import statistics_dtype
-
-SERIES_RADIUS, SERIES_TERMS = 0.5, 16  # 2 * 0.5^16 / 18! < 1e-20: complete in float64
+from ._series import expm1_minus, near_zero
 
 
 class Pair(NamedTuple):
@@ -91,16 +90,8 @@ def generalized_kl(pair: Pair) -> Float[Array, "..."]:
 
 def _close(pair: Pair) -> tuple[Bool[Array, "..."], Float[Array, "..."]]:
     """Where the series holds, and ``t (exp(x) - 1 - x)`` by it."""
-    near = pair.present & (jnp.abs(pair.log_ratio) <= SERIES_RADIUS)
-    return near, pair.t * expm1_minus(jnp.where(near, -pair.log_ratio, 0))
-
-
-def expm1_minus(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``exp(x) - 1 - x = x^2 / 2 (1 + x / 3 (1 + x / 4 (...)))`` for small x."""
-    tail = jnp.ones_like(x)
-    for n in range(SERIES_TERMS + 2, 2, -1):
-        tail = 1 + x / n * tail
-    return jnp.square(x) / 2 * tail
+    near, x = near_zero(-pair.log_ratio)
+    return near & pair.present, pair.t * expm1_minus(x)
 
 
 def _log_ratio(log_p: Array, log_t: Array, present: Array) -> Array:

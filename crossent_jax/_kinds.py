@@ -33,8 +33,8 @@ from jaxtyping import Array, Float
 
 from ._core import Maybe
 from ._losses import times
+from ._series import expm1_minus, near_zero
 
-SERIES = {"float32": (0.25, 6), "float64": (0.5, 16)}  # radius and terms of exp(x) - 1 - x: the rest is below half an ulp
 SMALLEST_SHIFT = 32.0  # of the exponents of a Renyi divergence: below it no sum over- or underflows
 
 
@@ -78,29 +78,15 @@ class Kind(NamedTuple):
 # --- what the kinds are made of --------------------------------------------------------------------
 
 
-def expm1_minus(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``exp(x) - 1 - x = x^2 / 2 (1 + x / 3 (1 + x / 4 (...)))`` for x within the radius of ``SERIES``."""
-    tail = jnp.ones_like(x)
-    for n in range(SERIES[x.dtype.name][1] + 2, 2, -1):
-        tail = 1 + x * (1 / n) * tail
-    return x * x / 2 * tail
-
-
-def _near(x: Array) -> tuple[Array, Array]:
-    """Where the series holds, and x there (0 elsewhere)."""
-    near = jnp.abs(x) <= SERIES[x.dtype.name][0]
-    return near, jnp.where(near, x, 0)
-
-
 def difference(e: Elements) -> Array:
     """p - t."""
-    near, x = _near(e.x)
+    near, x = near_zero(e.x)
     return jnp.where(near, e.t * (x + expm1_minus(x)), e.p - e.t)
 
 
 def bregman(a: Array, b: Array, log_ratio: Array) -> Array:
     """``b - a - a (log b - log a)``, never negative."""
-    near, x = _near(log_ratio)
+    near, x = near_zero(log_ratio)
     return jnp.where(near, a * expm1_minus(x), b - a - weighted(a, log_ratio))
 
 
@@ -124,7 +110,7 @@ def _reverse_kl(e: Elements, parameter, shift) -> Terms:
 
 def _jeffreys(e: Elements, parameter, shift) -> Terms:
     apart, px, tx = difference(e), weighted(e.p, e.x), weighted(e.t, e.x)
-    near, x = _near(e.x)
+    near, x = near_zero(e.x)
     return Terms(jnp.where(near, apart * x, px - tx), px + apart, -tx - apart)
 
 
@@ -151,7 +137,7 @@ def _powers(order: float) -> Callable:
 
     def terms(e: Elements, parameter, shift) -> Terms:
         shift = jnp.zeros((), e.x.dtype) if shift is None else shift
-        near, scaled = _near(reach * e.x)
+        near, scaled = near_zero(reach * e.x)
         x, near = scaled / reach, near & (shift == 0)
         power = jnp.exp(_exponent(order, e) - shift)
         minus_p = jnp.where(shift == 0, power - e.p, power)

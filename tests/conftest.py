@@ -25,7 +25,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-INTERNAL = ("_block", "_core", "_integrands", "_labels", "_logit_map", "_losses", "_reduce", "_sharding", "_vjp", "backends")
+INTERNAL = (
+    "_block",
+    "_core",
+    "_integrands",
+    "_labels",
+    "_logit_map",
+    "_losses",
+    "_reduce",
+    "_series",
+    "_sharding",
+    "_vjp",
+    "backends",
+)
 jaxtyping.install_import_hook([f"crossent_jax.{module}" for module in INTERNAL], "beartype.beartype")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln, polygamma
 from jaxtyping import Array
 
-from .._integrands import SERIES_RADIUS, expm1_minus
+from .._series import expm1_minus, near_zero
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
 
@@ -23,8 +23,8 @@ def log_ratio(a: Array, b: Array) -> Array:
 
 def minus_one_minus_log(x: Array) -> Array:
     """``r - 1 - log r = exp(x) - 1 - x``, never negative, of ``x = log r``."""
-    near = jnp.abs(x) < SERIES_RADIUS
-    return jnp.where(near, expm1_minus(jnp.where(near, x, 0)), jnp.expm1(x) - x)
+    near, small = near_zero(x)
+    return jnp.where(near, expm1_minus(small), jnp.expm1(x) - x)
 
 
 def gammaln_bregman(p: Array, apart: Array) -> Array:
