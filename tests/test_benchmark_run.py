@@ -144,11 +144,18 @@ def test_a_file_of_another_device_is_not_resumed(tmp_path, capsys):
     assert "measured with device other" in capsys.readouterr().err and path.read_bytes() == before
 
 
+def heed_interrupts():
+    """A shell starts what it runs in the background deaf to them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     path = tmp_path / "a.jsonl"
     cases = ["--shape", *(f"n=33,v={v}" for v in range(17, 25)), "--mode", "forward", "value_and_grad"]
     words = [sys.executable, "-m", "benchmarks", *SMALL, *cases, "--impl", "ours"]
-    process = subprocess.Popen([*words, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*words, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path.exists() and '"row"' in path.read_text()):
         time.sleep(0.05)
