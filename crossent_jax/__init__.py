@@ -14,15 +14,15 @@ from ._dispatch import explain as explain
 from ._divergences import divergence as divergence
 from ._divergences import jeffreys_divergence as jeffreys_divergence
 from ._divergences import js_divergence as js_divergence
-from ._divergences import kl as kl
 from ._divergences import kl_divergence as kl_divergence
-from ._divergences import linear_divergence as linear_divergence
 from ._divergences import reverse_kl_divergence as reverse_kl_divergence
 from ._divergences import total_variation as total_variation
+from ._kl_arrays import kl as kl
 from ._linear import linear_cross_entropy as linear_cross_entropy
 from ._linear import linear_loss as linear_loss
 from ._linear import linear_row_stats as linear_row_stats
 from ._linear import linear_soft_cross_entropy as linear_soft_cross_entropy
 from ._linear import linear_token_log_probs as linear_token_log_probs
+from ._linear_divergence import linear_divergence as linear_divergence
 from ._reduce import LossSum as LossSum
 from ._versions import show_versions as show_versions

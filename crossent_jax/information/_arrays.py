@@ -10,8 +10,8 @@ from .. import _integrands as integrands
 from .. import guards
 from .._block import statistics_dtype
 from .._compat import is_concrete
-from .._divergences import kl
 from .._kinds import weighted
+from .._kl_arrays import kl
 
 
 def given(name: str, value, log_value, axis: int) -> tuple[Array, Array, int]:
