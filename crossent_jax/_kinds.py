@@ -35,7 +35,7 @@ from ._core import Maybe
 from ._losses import times
 from ._series import expm1_minus, near_zero
 
-SMALLEST_SHIFT = 32.0  # of the exponents of a Renyi divergence: below it no sum over- or underflows
+SMALLEST_SHIFT = 0.5  # of a Renyi divergence: while the logarithm of the sum of powers is smaller, its excess is summed
 
 
 class Elements(NamedTuple):
@@ -58,9 +58,9 @@ class Terms(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A divergence: ``terms(elements, parameter, shift)``. ``exponent(elements)``: where given, each row's largest is the
-    ``shift``, None elsewhere. ``finish(sum of phi, shift)``: the divergence. ``balanced``: whether chi, and tau, add up to 0
-    in every row, so that they are the gradients. ``key``: what makes two kinds equal."""
+    """A divergence: ``terms(elements, parameter, shift)``. ``exponent(elements)``: where given, each row's log-sum-exp is
+    its ``shift`` (0 where that is small), None elsewhere. ``finish(sum of phi, shift)``: the divergence. ``balanced``:
+    whether chi, and tau, add up to 0 in every row, so that they are the gradients. ``key``: what makes two kinds equal."""
 
     key: Any
     terms: Callable[[Elements, Maybe, Maybe], Terms]

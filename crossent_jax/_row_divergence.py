@@ -70,7 +70,7 @@ def _row_divergence_jvp(static: Static, primals, tangents):
         phi_of = partial(_phi, static.kind, sides.elements, shift)
         change += jnp.sum(jax.jvp(phi_of, (pair.parameter,), (tangent.parameter,))[1], -1)
     slope = jax.jvp(lambda total: static.kind.finish(total, shift), (total,), (jnp.ones_like(total),))[1]
-    return value, slope * sum_over(change, static.axis_name)
+    return value, jnp.where(jnp.isinf(slope), 0, slope) * sum_over(change, static.axis_name)
 
 
 def _coefficients(static: Static, value: Array, chi: Array, p: Array, masked: Array, balanced: bool) -> Array:
@@ -174,7 +174,10 @@ def _minus_log1p(r: Array) -> Array:
 
 
 def _shift(exponents: Array, axis_name: str | None) -> Array:
-    """The largest exponent of each row where the sum of powers could over- or underflow, else 0."""
-    top = jax.lax.stop_gradient(jnp.max(exponents, -1, keepdims=True))
-    top = top if axis_name is None else jax.lax.pmax(top, axis_name)
-    return jnp.where(jnp.isfinite(top) & (jnp.abs(top) > SMALLEST_SHIFT), top, 0)
+    """The logarithm of each row's sum of powers, so that the sum relative to it neither over- nor underflows nor cancels; 0
+    where it is small; the lowest number for an empty sum, whose powers are then 0."""
+    exponents = jax.lax.stop_gradient(exponents)
+    top = _maximum(exponents, axis_name)
+    total = sum_over(jnp.sum(jnp.exp(exponents - top), -1, keepdims=True), axis_name)
+    log = jnp.where(total == 0, jnp.finfo(top.dtype).min, top + log_of_sum(total))
+    return jnp.where(jnp.isfinite(log) & (jnp.abs(log) > SMALLEST_SHIFT), log, 0)

@@ -209,12 +209,25 @@ def test_order_one_is_kl(kind):
     assert np.array_equal(one, crossent_jax.kl_divergence(z, w, reduction="none"))
 
 
-def test_renyi_of_distributions_far_apart_does_not_overflow():
-    z, w = jnp.array([[0.0, 120.0]]), jnp.array([[120.0, 0.0]])
-    for order in (0.5, 2.0, 3.0):
-        np.testing.assert_allclose(
-            crossent_jax.divergence(z, w, kind="renyi", order=order), exact(z, w, "renyi", order=order)[0], rtol=1e-6
-        )
+@pytest.mark.parametrize("order", [0.1, 0.5, 0.9, 2.0, 3.0])
+def test_renyi_at_every_distance(order):
+    """The sum of powers goes to 0 below order 1, where 1 plus its excess has no digits, and overflows above."""
+    apart = jnp.array([1e-2, 0.5, 2.0, 5.0, 10.0, 20.0, 30.0, 36.0, 40.0, 60.0, 66.0, 120.0])
+    z, w = (jnp.stack(sides, -1) for sides in ((0 * apart, apart), (apart, 0 * apart)))
+    options = {"kind": "renyi", "order": order}
+    value, pull = jax.vjp(lambda *both: crossent_jax.divergence(*both, reduction="none", **options), z, w)
+    np.testing.assert_allclose(value, exact(z, w, **options), rtol=3e-6)
+    for found, true in zip(pull(jnp.ones(apart.shape)), exact_gradients(z, w, **options), strict=True):
+        np.testing.assert_allclose(found, true, atol=3e-6)
+
+
+@pytest.mark.parametrize("order", [0.5, 2.0])
+def test_renyi_of_disjoint_classes_is_infinite(order):
+    z, w = jnp.array([[0.3, -INF, 1.0]]), jnp.array([[-INF, 3.0, -INF]])
+    value, gradients = jax.value_and_grad(
+        lambda *both: crossent_jax.divergence(*both, kind="renyi", order=order), argnums=(0, 1)
+    )(z, w)
+    assert value == INF and all(np.all(gradient == 0) for gradient in gradients)
 
 
 # --- limits ---------------------------------------------------------------------------------------

@@ -48,13 +48,13 @@ def cross_entropy_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
     (p_value, _, axis), (q_value, log, _) = pair(p, q, log_p, log_q, axis)
     if log_q is None:
         log = integrands.log_probabilities(q_value, p_value != 0)
-    return -jnp.sum(weighted(p_value, log), axis)
+    return jnp.sum(-weighted(p_value, log), axis)
 
 
 def entropy_of_array(p, log_p, axis: int) -> Array:
     """``-sum_i p_i log p_i``."""
     value, log, axis = given("p", p, log_p, axis)
-    return -jnp.sum(weighted(value, log), axis)
+    return jnp.sum(-weighted(value, log), axis)
 
 
 def kl_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
