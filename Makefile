@@ -4,12 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench docs clean
 
 help:
 	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
 	@echo "make test      the test suite in .venv"
-	@echo "make test-all  lint, planted bugs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
+	@echo "make test-all  lint, planted bugs, notebooks, docs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
+	@echo "make docs      the documentation site, in docs/_build/html"
 	@echo "make bench     the smoke suite of python -m benchmarks: speed, memory and errors on this machine"
 
 $(VENV)/installed: pyproject.toml
@@ -24,10 +25,13 @@ test: $(VENV)/installed
 	$(RUN) -m pytest -q -n $(JOBS)
 
 test-all: $(VENV)/installed
-	$(RUN) tests/environments.py lint mutations peers frameworks benchmarks aot floor newest
+	$(RUN) tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
 lint: $(VENV)/installed
 	$(RUN) tests/environments.py lint
+
+docs: $(VENV)/installed
+	$(RUN) tests/environments.py docs
 
 $(VENV)/peers: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[peers]' && touch $@
