@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-SERIES = {"float32": (0.25, 6), "float64": (0.5, 16)}  # radius and terms: the rest is below half an ulp
+SERIES = {"float32": (0.5, 8), "float64": (0.5, 16)}  # radius and terms: the rest is below half an ulp
 
 
 def near_zero(x: Float[Array, "..."]) -> tuple[Bool[Array, "..."], Float[Array, "..."]]:

@@ -144,18 +144,19 @@ def test_a_file_of_another_device_is_not_resumed(tmp_path, capsys):
     assert "measured with device other" in capsys.readouterr().err and path.read_bytes() == before
 
 
-def heed_interrupts():
-    """A shell starts what it runs in the background deaf to them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@pytest.fixture
+def interrupts_heeded():
+    """A shell starts what it runs in the background deaf to them, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_keeps_what_is_done(tmp_path):
+def test_ctrl_c_keeps_what_is_done(tmp_path, interrupts_heeded):
     path = tmp_path / "a.jsonl"
     cases = ["--shape", *(f"n=33,v={v}" for v in range(17, 25)), "--mode", "forward", "value_and_grad"]
     words = [sys.executable, "-m", "benchmarks", *SMALL, *cases, "--impl", "ours"]
-    process = subprocess.Popen(
-        [*words, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+    process = subprocess.Popen([*words, "--out", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (path.exists() and '"row"' in path.read_text()):
         time.sleep(0.05)
