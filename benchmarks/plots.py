@@ -118,7 +118,7 @@ def roofline(files: list[Results]) -> Figure | str:
         axes.set(xscale="log", yscale="log", xlabel="operations a byte, both at the least", ylabel="GFLOP/s", title=dtype)
         plain(axes.xaxis), plain(axes.yaxis)
         axes.grid(alpha=0.3)
-    figure.suptitle(f"products of the losses on {files[0].device}", fontsize=11)
+    figure.suptitle(f"products of the losses on\n{files[0].device}", fontsize=11)
     legend(figure, panels.flat)
     return figure
 
