@@ -14,7 +14,7 @@ shards of a vocabulary stand inside it.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,13 @@ def _row_divergence_jvp(static: Static, primals, tangents):
     if _moves(tangent.parameter):
         phi_of = partial(_phi, static.kind, sides.elements, shift)
         change += jnp.sum(jax.jvp(phi_of, (pair.parameter,), (tangent.parameter,))[1], -1)
-    slope = jax.jvp(lambda total: static.kind.finish(total, shift), (total,), (jnp.ones_like(total),))[1]
-    return value, jnp.where(jnp.isinf(slope), 0, slope) * sum_over(change, static.axis_name)
+    return value, _slope(static.kind, total, shift) * sum_over(change, static.axis_name)
+
+
+def _slope(kind: Kind, total: Array, shift: Maybe) -> Any:
+    """finish'; 0 where it has no finite limit."""
+    slope = jax.jvp(lambda total: kind.finish(total, shift), (total,), (jnp.ones_like(total),))[1]
+    return jnp.where(jnp.isinf(slope), 0, slope)
 
 
 def _coefficients(static: Static, value: Array, chi: Array, p: Array, masked: Array, balanced: bool) -> Array:
