@@ -262,9 +262,9 @@ def test_jensen_shannon(first, second):
 # --- small divergences -----------------------------------------------------------------------------
 
 CLOSE = {
-    "normal": lambda e: (Normal(1.0, 2.0), Normal(1.0 + e, 2.0 * (1 + e))),
+    "normal": lambda e: (Normal(1.0, 2.7), Normal(1.0 + e, 2.7 * (1 + e))),
     "log-normal": lambda e: (LogNormal(0.0, 1.0), LogNormal(e, 1.0)),
-    "exponential": lambda e: (Exponential(2.0), Exponential(2.0 * (1 + e))),
+    "exponential": lambda e: (Exponential(3.3), Exponential(3.3 * (1 + e))),
     "gamma": lambda e: (Gamma(3.0, 2.0), Gamma(3.0 * (1 + e), 2.0 * (1 + e))),
     "beta": lambda e: (Beta(2.0, 3.0), Beta(2.0 * (1 + e), 3.0)),
     "laplace": lambda e: (Laplace(0.0, 1.0), Laplace(e, 1.0 + e)),
