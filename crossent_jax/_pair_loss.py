@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ._block import Operands, Wanted, along_axis, is_soft, statistics_dtype
-from ._core import Maybe, as_shift, finalize, log_of_sum
+from ._core import Maybe, finalize
 from ._kinds import Kind
 from ._labels import NOT_HERE
 from ._logit_map import logit_map
 from ._reduce import weighted_losses
-from ._row_divergence import Pair, Static, row_divergence
+from ._row_divergence import Pair, Static, log_sum_exp, row_divergence
 from ._sharding import local_labels, sum_over, total_classes
 from ._vjp import row_state, without_dead_values
 from .backends import BACKENDS
@@ -135,14 +135,7 @@ def _with_rest(axis_name: str | None, u: Array, indices: Array) -> Array:
     listed = jnp.take_along_axis(u, jnp.maximum(indices, 0), -1)
     listed = sum_over(jnp.where(here, listed, 0), axis_name)
     others = jnp.put_along_axis(u, jnp.where(here, indices, classes), -jnp.inf, -1, inplace=False, mode="drop")
-    return jnp.concatenate([listed, _log_sum_exp(others, axis_name)], -1)
-
-
-def _log_sum_exp(u: Array, axis_name: str | None) -> Array:
-    top = jax.lax.stop_gradient(jnp.max(u, -1, keepdims=True))
-    top = top if axis_name is None else jax.lax.pmax(top, axis_name)
-    total = sum_over(jnp.sum(jnp.exp(u - as_shift(top)), -1, keepdims=True), axis_name)
-    return jnp.where(total == 0, -jnp.inf, as_shift(top) + log_of_sum(total))
+    return jnp.concatenate([listed, log_sum_exp(others, axis_name)], -1)
 
 
 def _with_tail(spec: PairSpec, log_probs: Array, everything: bool) -> Array:

@@ -181,8 +181,13 @@ def _minus_log1p(r: Array) -> Array:
 def _shift(exponents: Array, axis_name: str | None) -> Array:
     """The logarithm of each row's sum of powers, so that the sum relative to it neither over- nor underflows nor cancels; 0
     where it is small; the lowest number for an empty sum, whose powers are then 0."""
-    exponents = jax.lax.stop_gradient(exponents)
-    top = _maximum(exponents, axis_name)
-    total = sum_over(jnp.sum(jnp.exp(exponents - top), -1, keepdims=True), axis_name)
-    log = jnp.where(total == 0, jnp.finfo(top.dtype).min, top + log_of_sum(total))
+    log = jax.lax.stop_gradient(log_sum_exp(exponents, axis_name))
+    log = jnp.where(log == -jnp.inf, jnp.finfo(log.dtype).min, log)
     return jnp.where(jnp.isfinite(log) & (jnp.abs(log) > SMALLEST_SHIFT), log, 0)
+
+
+def log_sum_exp(u: Array, axis_name: str | None) -> Array:
+    """Over the classes, the last axis, which stays, and over all shards; -inf for none."""
+    top = _maximum(u, axis_name)
+    total = sum_over(jnp.sum(jnp.exp(u - top), -1, keepdims=True), axis_name)
+    return jnp.where(total == 0, -jnp.inf, top + log_of_sum(total))
