@@ -16,7 +16,7 @@ with a = 1 - alpha and b = 1 - beta. The terms ``p - t`` add up to 0: they make 
 (Rényi: of one sign), so a divergence is exactly 0 for identical inputs, never negative, and loses nothing where p and t are
 close: there ``p - t - t x = t (exp(x) - 1 - x)`` and its like are taken from the series of ``exp(x) - 1 - x``. What an error
 c of all x (of the two logarithms of sums) does to a KL divergence is ``r - log(1 + r) = c^2 / 2`` with ``r = sum(p - t)``,
-and is taken off.
+the sum of the derivatives of the side for which they should add up to 0, and is taken off.
 
 Limits: 0 log 0 = 0, an element with t > 0 = p adds +inf to KL(t || p), one with p > 0 = t to KL(p || t).
 
@@ -49,18 +49,18 @@ class Elements(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """phi, chi and tau of each class, and what adds up to r of the module docstring (None: no correction)."""
+    """phi, chi and tau of each class."""
 
     phi: Float[Array, "..."]
     chi: Float[Array, "..."]
     tau: Float[Array, "..."]
-    excess: Maybe = None
 
 
 class Kind(NamedTuple):
     """A divergence: ``terms(elements, parameter, shift)``. ``exponent(elements)``: where given, each row's log-sum-exp is
     its ``shift`` (0 where that is small), None elsewhere. ``finish(sum of phi, shift)``: the divergence. ``balanced``:
-    whether chi, and tau, add up to 0 in every row, so that they are the gradients. ``key``: what makes two kinds equal."""
+    whether chi, and tau, add up to 0 in every row, so that they are the gradients (what they add up to instead is rounding).
+    ``key``: what makes two kinds equal."""
 
     key: Any
     terms: Callable[[Elements, Maybe, Maybe], Terms]
@@ -99,13 +99,11 @@ def weighted(p: Array, log: Array) -> Array:
 
 
 def _forward_kl(e: Elements, parameter, shift) -> Terms:
-    apart = difference(e)
-    return Terms(bregman(e.t, e.p, e.x), apart, -weighted(e.t, e.x), apart)
+    return Terms(bregman(e.t, e.p, e.x), difference(e), -weighted(e.t, e.x))
 
 
 def _reverse_kl(e: Elements, parameter, shift) -> Terms:
-    apart = -difference(e)
-    return Terms(bregman(e.p, e.t, -e.x), weighted(e.p, e.x), apart, apart)
+    return Terms(bregman(e.p, e.t, -e.x), weighted(e.p, e.x), -difference(e))
 
 
 def _jeffreys(e: Elements, parameter, shift) -> Terms:
