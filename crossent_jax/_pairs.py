@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from ._chunk import is_floating, is_primal, values_of
 from ._compat import to_varying, typed_like, varying_axes
+from ._kinds import Kind
 from ._pair_loss import PairRows, PairSpec, TopK, pair_losses
 from ._row_blocks import in_blocks, over_blocks
 from .backends import BACKENDS
@@ -49,7 +50,7 @@ def alike(axis_name: str | None, of_classes: Any, rows: PairRows) -> tuple[Any, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _losses(spec: PairSpec, class_mask: Any, rows: PairRows) -> Array:
-    return _by_platform(partial(pair_losses, spec), class_mask, rows, rows.logits)
+    return _by_platform(partial(pair_losses, spec), class_mask, rows, rows.logits, _held(spec.kind, []))
 
 
 def _forward(spec: PairSpec, primal_mask: Any, primals: PairRows):
@@ -77,9 +78,16 @@ def losses_and_gradients(spec: PairSpec, needed: list[bool], class_mask: Any, ro
         losses, pull = jax.vjp(losses_of, *(x for n, x in zip(needed, leaves, strict=True) if n))
         return losses, pull(to_varying(jnp.ones_like(losses), varying_axes(losses)) if g is None else g)
 
-    losses, gradients = _by_platform(run, class_mask, (rows, g), rows.logits)
+    losses, gradients = _by_platform(run, class_mask, (rows, g), rows.logits, _held(spec.kind, needed))
     rest = iter(gradients)
     return losses, [next(rest) if asked else None for asked in needed]
+
+
+def _held(kind: Kind, needed: list[bool]) -> int:
+    """How many float32 arrays of the logits' size XLA's CPU backend holds beside the gradients: the exponentials of both
+    sides, and three more where the derivatives of a side must first be made to add up to 0."""
+    sides = zip(kind.balanced, needed, strict=False)
+    return 2 if all(balanced or not asked for balanced, asked in sides) else 5
 
 
 def _backward(spec: PairSpec, residuals, g: Array):
@@ -101,9 +109,10 @@ def _backward(spec: PairSpec, residuals, g: Array):
 _losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _by_platform(function: Callable, class_mask: Any, rows: Any, logits: Array) -> Any:
-    """``function(class_mask, rows)``; on a CPU, where ``logits`` are large, in blocks of rows."""
-    if not in_blocks(logits):
+def _by_platform(function: Callable, class_mask: Any, rows: Any, logits: Array, held: int) -> Any:
+    """``function(class_mask, rows)``, which holds so many arrays of the logits' size; on a CPU, where these are large, in
+    blocks of rows."""
+    if not in_blocks(logits, held):
         return function(class_mask, rows)
     by_blocks = partial(_blocks, function, logits.shape)
     return jax.lax.platform_dependent(class_mask, rows, cpu=by_blocks, default=function)

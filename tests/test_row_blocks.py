@@ -103,9 +103,9 @@ def test_rows_that_the_compiler_splits_over_devices_are_not_gathered():
     assert "all-reduce" in compiled and "all-gather" not in compiled
 
 
-@pytest.mark.parametrize(("n", "v"), [(3101, 1023), (1001, 4099)])
+@pytest.mark.parametrize(("kind", "sides", "n", "v"), [("js", (0, 1), 1501, 1023), ("forward_kl", (0,), 1001, 4099)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_pairs_in_blocks(n, v, dtype, one_device):
+def test_pairs_in_blocks(kind, sides, n, v, dtype, one_device):
     """The rows do not fill the blocks; in the last one 3 rows have no cotangent, one of them NaN logits."""
     gen = np.random.default_rng(7)
     z, w = (jnp.asarray(3 * gen.standard_normal((n, v)), dtype) for _ in range(2))
@@ -113,14 +113,14 @@ def test_pairs_in_blocks(n, v, dtype, one_device):
     z = z.at[n - 3, 5].set(jnp.nan)
 
     def loss(z, w, where):
-        return crossent_jax.js_divergence(z, w, where=where, reduction="sum", temperature=1.5)
+        return crossent_jax.divergence(z, w, kind=kind, where=where, reduction="sum", temperature=1.5)
 
-    both = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    both = jax.jit(jax.value_and_grad(loss, sides))
     assert loops(both.lower(z, w, where)) and not loops(both.lower(z[:9], w[:9], where[:9]))
     value, gradients = both(z, w, where)
     parts = [both(z[rows], w[rows], where[rows]) for rows in (slice(0, 200), slice(200, 201), slice(201, n))]
     np.testing.assert_allclose(value, sum(part[0] for part in parts), rtol=1e-6)
-    for side in (0, 1):
+    for side in sides:
         joined = np.concatenate([np.float32(part[1][side]) for part in parts])
         ulp = float(jnp.finfo(dtype).eps)  # of different programs: the last digit of the dtype may differ
         np.testing.assert_allclose(np.float32(gradients[side]), joined, rtol=max(1e-5, ulp), atol=1e-7)
