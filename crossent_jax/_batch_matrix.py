@@ -8,9 +8,9 @@ positives they have, s_ij whether (i, j) is one, and a_i, b_j the weights of row
     sigmoid   sum_ij a_i softplus(-y_ij z_ij),  y_ij = 2 s_ij - 1
               d / dz_ij = -a_i y_ij sigmoid(-y_ij z_ij)
 
-A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps, and for the gradients,
-four matrix products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no column, and make
-it once. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
+A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps of rows and columns, and
+for the gradients, four matrix products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no
+column, and make it once. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
 """
 
 from functools import partial
@@ -190,10 +190,10 @@ def _varying(batch: Batch, x: Array) -> Array:
     return to_varying(x, axes)
 
 
-def _row_losses(spec: BatchSpec, chunk: Chunk, row: Array, positives: Array) -> tuple[Array, Lines | None]:
-    """The weighted losses of the chunk's rows, and what their gradients need."""
+def _row_losses(spec: BatchSpec, chunk: Chunk, lines: Lines | None, row: Array, positives: Array):
+    """``(the weighted losses of the chunk's rows, their lines)``, which are made where they are not known."""
     if spec.loss != "sigmoid":
-        lines = _lines(chunk, 1)
+        lines = _lines(chunk, 1) if lines is None else lines
         return _losses(lines, row, positives), lines
     each = jnp.where(chunk.z == -jnp.inf, 0, jax.nn.softplus(jnp.where(chunk.positive, -chunk.z, chunk.z)))
     return jnp.where(row == 0, 0, row * jnp.sum(each, -1)), None
@@ -216,16 +216,25 @@ def _dz(spec: BatchSpec, chunk: Chunk, lines: Lines | None, row, row_positives, 
     return dz if chunk.valid is None else jnp.where(chunk.valid[:, None], dz, 0)
 
 
-def _pass(spec: BatchSpec, batch: Batch, weights: Weights, log_sums: Maybe, needed: Gradients) -> tuple[Array, Gradients]:
-    """``(the losses of rows, the gradients)``; of rows and columns if ``log_sums`` of the columns are given."""
+class Known(NamedTuple):
+    """What a pass before has found out, or None: the rows' lines, and the log-sum-exps of the columns."""
+
+    rows: Any = None
+    columns: Maybe = None
+
+
+def _pass(spec: BatchSpec, batch: Batch, weights: Weights, known: Known, needed: Gradients) -> tuple[Array, Gradients]:
+    """``(the losses of rows, the gradients)``; the gradients are those of columns too if these are known."""
     dtype = dtype_of(batch)
 
     def step(sums, start, size, fresh):
         chunk = _chunk_at(batch, start, size, fresh)
-        row, positives = read(weights.row, start, size, 0), read(weights.row_positives, start, size, 0)
-        losses, lines = _row_losses(spec, chunk, row, positives)
+        lines, row, positives = jax.tree.map(
+            lambda x: read(x, start, size, 0), (known.rows, weights.row, weights.row_positives)
+        )
+        losses, lines = _row_losses(spec, chunk, lines, row, positives)
         if any(needed):
-            dz = _dz(spec, chunk, lines, row, positives, weights, log_sums)
+            dz = _dz(spec, chunk, lines, row, positives, weights, known.columns)
             sums = _add(batch, sums, chunk, dz, start, fresh)
         return sums, losses
 
@@ -271,7 +280,7 @@ def _add(batch: Batch, sums: Gradients, chunk: Chunk, dz: Array, start, fresh) -
 def batch_loss(spec: BatchSpec, batch: Batch, weights: Weights) -> Array:
     """The weighted losses of this shard's rows, and of its share of the columns: add up over shards."""
     if spec.loss != "info_nce":
-        return jnp.sum(_pass(spec, batch, weights, None, Gradients(*[False] * 4))[0])
+        return jnp.sum(_pass(spec, batch, weights, Known(), Gradients(*[False] * 4))[0])
     return _of_lines(spec, weights, *_all_lines(spec, batch))
 
 
@@ -287,9 +296,9 @@ def _forward(spec: BatchSpec, primals: Batch, primal_weights: Weights):
     if spec.loss == "info_nce":
         rows, columns = _all_lines(spec, batch)
         value = _of_lines(spec, weights, rows, columns)
-        _, gradients = _pass(spec, batch, weights, _log_sums(columns), needed)
+        _, gradients = _pass(spec, batch, weights, Known(rows, _log_sums(columns)), needed)
     else:
-        losses, gradients = _pass(spec, batch, weights, None, needed)
+        losses, gradients = _pass(spec, batch, weights, Known(), needed)
         value = jnp.sum(losses)
     kept = tuple(jnp.zeros(0) if g is None else g for g in gradients)  # one structure whatever is differentiated
     return value, (kept, batch, weights)

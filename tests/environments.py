@@ -1,4 +1,4 @@
-"""Legs of the test run beyond ``make test``, each in an environment of its own built from the project's files.
+"""Legs of the test run beyond ``make test``, in environments built from the project's files.
 
     python tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
@@ -19,6 +19,7 @@ The last two run one parameter case of every test, always the same one; ``CASES=
 between versions is how a program is traced and compiled, which every case of a test shows.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -32,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
 FLOOR = ("jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.3", "chex==0.1.90", "optax==0.2.8")
 AVX2 = "--xla_cpu_max_isa=AVX2"
-SUITE = ("-m", "pytest", "-q", "-n", os.environ.get("JOBS", "2"))
+JOBS = os.environ.get("JOBS") or str(min(8, os.cpu_count() or 1))
+SUITE = ("-m", "pytest", "-q", "-n", JOBS)
 FEW = ("--cases", os.environ.get("CASES", "1"))
 
 
@@ -65,41 +67,51 @@ def environment(name: str, python: str, *requirements: str) -> Path:
 
 
 def install(interpreter: Path, *requirements: str) -> None:
-    run(interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+    run(interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", *requirements)
+
+
+@functools.cache
+def tools() -> Path:
+    """One environment for everything that runs on this Python alone."""
+    return environment("tools", sys.executable, "--editable", ".[demo,docs,frameworks,lint,notebooks,peers,test,tune]")
+
+
+@functools.cache
+def oldest() -> Path:
+    """Python 3.13 with the oldest supported packages, of which installing the project replaces none."""
+    python = environment("oldest", python_3_13(), *FLOOR)
+    check_that_nothing_moves(python)
+    install(python, *FLOOR, "--editable", ".[frameworks,notebooks,test]")
+    return python
 
 
 def lint() -> None:
-    python = environment("lint", sys.executable, "--editable", ".[lint,demo,tune]")
-    run(python, "-m", "ruff", "check", ".")
-    run(python, "-m", "ruff", "format", "--check", ".")
-    run(python, "-m", "pyright", "--pythonpath", python)
+    run(tools(), "-m", "ruff", "check", ".")
+    run(tools(), "-m", "ruff", "format", "--check", ".")
+    run(tools(), "-m", "pyright", "--pythonpath", tools())
 
 
 def mutations() -> None:
-    run(sys.executable, "tests/mutations/run.py")
+    run(sys.executable, "tests/mutations/run.py", "--jobs", JOBS)
 
 
 def peers() -> None:
-    python = environment("peers", sys.executable, "--editable", ".[peers,test]")
-    run(python, "tests/make_torch_fixtures.py", "--check")
+    run(tools(), "tests/make_torch_fixtures.py", "--check")
 
 
 def frameworks() -> None:
-    python = environment("frameworks", sys.executable, "--editable", ".[test,frameworks]")
-    run(python, *SUITE, "tests/test_frameworks.py", "tests/test_other_distributions.py")
+    run(tools(), *SUITE, "tests/test_frameworks.py", "tests/test_other_distributions.py")
 
 
 def notebooks() -> None:
     """With jax 0.7.2 beside the newest of the other packages that leave it as it is."""
-    oldest = environment("notebooks-floor", python_3_13(), *FLOOR, "--editable", ".[notebooks,frameworks]")
-    for python in (environment("notebooks", sys.executable, "--editable", ".[notebooks,frameworks]"), oldest):
-        run(python, "notebooks/build.py", "--check", "--jobs", os.environ.get("JOBS", "2"), XLA_FLAGS=AVX2)
+    for python in (tools(), oldest()):
+        run(python, "notebooks/build.py", "--check", "--jobs", JOBS, XLA_FLAGS=AVX2)
 
 
 def docs() -> None:
-    python = environment("docs", sys.executable, "--editable", ".[docs,tune]")
     for builder in ("html", "doctest"):
-        run(python, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, "docs", f"docs/_build/{builder}")
+        run(tools(), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, "docs", f"docs/_build/{builder}")
 
 
 def benchmarks() -> None:
@@ -143,10 +155,7 @@ def aot() -> None:
 def floor() -> None:
     """Without AVX-512: on some CPUs that have it, jaxlib 0.7.2 computes a wrong loss for a compiled training step of the
     demo, with the naive formula too (seen: 2.76 nats where jax 0.12, and 0.7.2 with AVX2, give 2.31)."""
-    python = environment("floor", python_3_13(), *FLOOR)
-    check_that_nothing_moves(python)
-    install(python, *FLOOR, "--editable", ".[test]")
-    run(python, *SUITE, *FEW, XLA_FLAGS=AVX2)
+    run(oldest(), *SUITE, *FEW, XLA_FLAGS=AVX2)
 
 
 def newest() -> None:
