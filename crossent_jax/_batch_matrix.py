@@ -8,9 +8,9 @@ positives they have, s_ij whether (i, j) is one, and a_i, b_j the weights of row
     sigmoid   sum_ij a_i softplus(-y_ij z_ij),  y_ij = 2 s_ij - 1
               d / dz_ij = -a_i y_ij sigmoid(-y_ij z_ij)
 
-A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps of rows and columns, and
-for the gradients, four matrix products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no
-column, and make it once. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
+A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps of both, and for the
+gradients, four products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no column,
+and make it once. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
 """
 
 from functools import partial
