@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-JOBS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()))")
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count()))")
 export JOBS
 
 .PHONY: help demo test test-all lint bench docs clean
