@@ -85,7 +85,8 @@ def losses_and_gradients(spec: PairSpec, needed: list[bool], class_mask: Any, ro
 
 def _held(kind: Kind, needed: list[bool]) -> int:
     """How many float32 arrays of the logits' size XLA's CPU backend holds beside the gradients: the exponentials of both
-    sides, and three more where the derivatives of a side must first be made to add up to 0."""
+    sides, and three more where the derivatives of a side must first be made to add up to 0. ``needed`` begins with the
+    student's and the teacher's."""
     sides = zip(kind.balanced, needed, strict=False)
     return 2 if all(balanced or not asked for balanced, asked in sides) else 5
 
