@@ -98,7 +98,7 @@ def _moves(tangent) -> bool:
 
 class _Sum(NamedTuple):
     """Of each row of one side: the largest logit, and the sum of the exponentials relative to it (0: no class). The sum has
-    the rows' shape: XLA's CPU loops over ``(n, 1)`` one number at a time, and 32768 logarithms took 0.3 ms instead of 0.04."""
+    the rows' shape: XLA's CPU loops over ``(n, 1)`` one number at a time, and 32768 logarithms took 0.3 ms, not 0.04."""
 
     top: Array
     total: Array
