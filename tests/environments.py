@@ -133,23 +133,15 @@ def aot() -> None:
     )  # without NVIDIA's libraries
     without_cache = ("-p", "no:cacheprovider")  # a compiler without its device cannot read a program back
     run(python, *SUITE, *without_cache, "tests/test_aot.py")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "aot.jsonl")
-        chosen = (
-            "--op",
-            "linear_cross_entropy",
-            "--shape",
-            "n=8192,d=2048,v=131072",
-            "--dtype",
-            "bfloat16",
-            "--impl",
-            "ours",
-            "--chip",
-            "v5e",
-            "v6e",
-        )
-        run(python, "-m", "benchmarks", "aot", *chosen, "--out", path)
-        run(python, "-m", "benchmarks", "compare", ROOT / "benchmarks/results/aot.jsonl", path, "--ratios", "--common")
+    for operation, features, committed in (
+        ("linear_cross_entropy", 2048, "aot.jsonl"),
+        ("linear_kl_divergence", 1024, "aot-divergence.jsonl"),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, committed)
+            case = ("--op", operation, "--shape", f"n=8192,d={features},v=131072", "--dtype", "bfloat16", "--impl", "ours")
+            run(python, "-m", "benchmarks", "aot", *case, "--chip", "v5e", "v6e", "--out", path)
+            run(python, "-m", "benchmarks", "compare", ROOT / "benchmarks/results" / committed, path, "--ratios", "--common")
 
 
 def floor() -> None:
