@@ -112,7 +112,7 @@ def bare_products(found):
 
 def allowed_bytes(shape: Shape) -> float:
     """The head's float32 gradient, 1.2 chunks of float32 logits, 64 bytes a row."""
-    from crossent_jax._linear_rows import cut_rows
+    from crossent_jax._linear.rows import cut_rows
 
     n, v, d = shape
     return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n

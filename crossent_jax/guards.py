@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from ._compat import is_concrete
-from ._losses import OPTION_RANGES, LossOptions
-from ._sharding import sum_over
+from ._dense.shards import sum_over
+from ._jax.versions import is_concrete
+from ._row.losses import OPTION_RANGES, LossOptions
 
 _enabled = jax.make_user_context(default_value=False)
 _failures: list[str] = []

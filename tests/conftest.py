@@ -25,20 +25,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-INTERNAL = (
-    "_block",
-    "_core",
-    "_integrands",
-    "_labels",
-    "_logit_map",
-    "_losses",
-    "_reduce",
-    "_series",
-    "_sharding",
-    "_vjp",
-    "backends",
-)
-jaxtyping.install_import_hook([f"crossent_jax.{module}" for module in INTERNAL], "beartype.beartype")
+TYPED = (
+    "crossent_jax._dense.shards",
+    "crossent_jax._dense.vjp",
+    "crossent_jax._pairs.integrands",
+    "crossent_jax._pairs.series",
+    "crossent_jax._row.block",
+    "crossent_jax._row.labels",
+    "crossent_jax._row.logit_map",
+    "crossent_jax._row.losses",
+    "crossent_jax._row.reduce",
+    "crossent_jax._row.state",
+    "crossent_jax.backends",
+)  # a name that does not exist fails in tests/test_wings.py
+jaxtyping.install_import_hook(list(TYPED), "beartype.beartype")
 
 
 def pytest_configure(config):
@@ -74,13 +74,13 @@ def pytest_report_header(config):
 def small_blocks():
     """A chunk's classes cut into three blocks for its state and four for its gradient (1024 at most), as those of a large
     chunk are on a CPU."""
-    from crossent_jax import _chunk, _linear_rows
+    from crossent_jax._linear import chunk, rows
 
-    def blocks(rows, classes, itemsize, plain):
-        return _chunk.Blocks(min(1024, classes // 3 + 1), min(1024, classes // 4 + 1))
+    def blocks(row_count, classes, itemsize, plain):
+        return chunk.Blocks(min(1024, classes // 3 + 1), min(1024, classes // 4 + 1))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_linear_rows, "cpu_blocks", blocks)
+        patch.setattr(rows, "cpu_blocks", blocks)
         jax.clear_caches()
         yield
     jax.clear_caches()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import crossent_jax
-from crossent_jax._block import Operands, Wanted, block_state
-from crossent_jax._core import finalize, merge
+from crossent_jax._row.block import Operands, Wanted, block_state
+from crossent_jax._row.state import finalize, merge
 
 ROWS, CLASSES = 4, 11
 WANTED = Wanted(-1, entropy=True, argmax=True)

@@ -495,12 +495,12 @@ def test_equal_functions_share_a_compilation():
     z, w = drawn(shape=(3, 11))
     loss = jax.jit(lambda z, w: crossent_jax.divergence(z, w, kind=lambda a, b: jnp.exp(b) * (b - a)))
     loss(z, w)
-    from crossent_jax import _pair_rows
+    from crossent_jax._pairs import rows
 
-    before = _pair_rows.pair_loss_jitted._cache_size()
+    before = rows.pair_loss_jitted._cache_size()
     for _ in range(3):
         crossent_jax.divergence(z, w, kind=lambda a, b: jnp.exp(b) * (b - a))
-    assert _pair_rows.pair_loss_jitted._cache_size() - before <= 1
+    assert rows.pair_loss_jitted._cache_size() - before <= 1
 
 
 # --- transforms -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from crossent_jax import _integrands as integrands
+from crossent_jax._pairs import integrands
 
 from .oracle import x64
 

@@ -11,8 +11,8 @@ import pytest
 
 import crossent_jax
 from crossent_jax import linear_cross_entropy, linear_loss, linear_row_stats, linear_token_log_probs
-from crossent_jax._row_loss import trace
-from crossent_jax._rows import user_loss_of_rows
+from crossent_jax._api.label_losses import user_loss_of_rows
+from crossent_jax._row.user_loss import trace
 
 from . import grid, oracle
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import crossent_jax
-from crossent_jax import _row_blocks
+from crossent_jax._jax import row_blocks
 from crossent_jax.backends import xla
 
 from . import grid, oracle
@@ -19,7 +19,7 @@ OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "temperature": 1.5}
 def one_device(monkeypatch):
     """The suite runs with eight devices of the CPU, where the rows are never taken in blocks."""
     monkeypatch.setattr(xla, "several_devices", lambda: False)
-    monkeypatch.setattr(_row_blocks, "several_devices", lambda: False)
+    monkeypatch.setattr(row_blocks, "several_devices", lambda: False)
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -13,7 +13,7 @@ import pytest
 
 import crossent_jax
 from crossent_jax import cross_entropy, row_stats, soft_cross_entropy, token_log_probs
-from crossent_jax._labels import class_index, local_index
+from crossent_jax._row.labels import class_index, local_index
 
 from . import grid, oracle
 

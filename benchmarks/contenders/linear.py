@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 import crossent_jax
-from crossent_jax._linear_rows import cut_rows
-from crossent_jax._pieces import cut, read, scan_rows
+from crossent_jax._jax.pieces import cut, read, scan_rows
+from crossent_jax._linear.rows import cut_rows
 
 from . import logits
 from .contender import Contender, formula, of_torch

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .._block import Operands, Wanted
-from .._core import State
+from .._row.block import Operands, Wanted
+from .._row.state import State
 
 
 class Problem(NamedTuple):

@@ -20,9 +20,9 @@ from functools import partial
 
 import jax
 
-from .._block import Operands, Wanted, block_gradient, block_state
-from .._core import State
-from .._row_blocks import BLOCK_BYTES, over_blocks, several_devices
+from .._jax.row_blocks import BLOCK_BYTES, over_blocks, several_devices
+from .._row.block import Operands, Wanted, block_gradient, block_state
+from .._row.state import State
 from .record import Backend, supports_everything
 
 LONGEST_ROW = 32768

@@ -43,11 +43,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .. import _checks as checks
-from .. import _integrands as integrands
-from .._binary import binary_cross_entropy
-from .._block import statistics_dtype
-from .._cross_entropy import cross_entropy, soft_cross_entropy
+from .._api import checks
+from .._api.binary import binary_cross_entropy
+from .._api.cross_entropy import cross_entropy, soft_cross_entropy
+from .._pairs import integrands
+from .._row.block import statistics_dtype
 
 Axes = int | tuple[int, ...] | None
 

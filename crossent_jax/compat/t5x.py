@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .. import _checks as checks
-from .._block import statistics_dtype
-from .._cross_entropy import soft_cross_entropy
+from .._api import checks
+from .._api.cross_entropy import soft_cross_entropy
+from .._row.block import statistics_dtype
 
 
 def cross_entropy_with_logits(

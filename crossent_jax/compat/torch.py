@@ -27,14 +27,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .. import _checks as checks
-from .. import _integrands as integrands
-from .._binary import binary_cross_entropy
-from .._block import along_axis, statistics_dtype
-from .._cross_entropy import cross_entropy as index_cross_entropy
-from .._cross_entropy import soft_cross_entropy
-from .._losses import times
-from .._reduce import keep, valid_rows
+from .._api import checks
+from .._api.binary import binary_cross_entropy
+from .._api.cross_entropy import cross_entropy as index_cross_entropy
+from .._api.cross_entropy import soft_cross_entropy
+from .._pairs import integrands
+from .._row.block import along_axis, statistics_dtype
+from .._row.losses import times
+from .._row.reduce import keep, valid_rows
 
 
 def cross_entropy(

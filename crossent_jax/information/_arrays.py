@@ -5,13 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from .. import _checks as checks
-from .. import _integrands as integrands
 from .. import guards
-from .._block import statistics_dtype
-from .._compat import is_concrete
-from .._kinds import weighted
-from .._kl_arrays import kl
+from .._api import checks
+from .._api.kl_arrays import kl
+from .._jax.versions import is_concrete
+from .._pairs import integrands
+from .._pairs.kinds import weighted
+from .._row.block import statistics_dtype
 
 
 def given(name: str, value, log_value, axis: int) -> tuple[Array, Array, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln, polygamma
 from jaxtyping import Array
 
-from .._series import expm1_minus, near_zero
+from .._pairs.series import expm1_minus, near_zero
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
 

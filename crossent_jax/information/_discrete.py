@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array
 
-from .. import _checks as checks
-from .._integrands import from_both_probabilities, generalized_kl
+from .._api import checks
+from .._pairs.integrands import from_both_probabilities, generalized_kl
 from ._family import Family, family
 
 

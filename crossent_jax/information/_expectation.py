@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._compat import is_concrete
-from .._kinds import weighted
+from .._jax.versions import is_concrete
+from .._pairs.kinds import weighted
 from ._family import Family
 from ._foreign import describe, draw, is_discrete, log_prob_of
 from ._methods import Estimate, Grid, MonteCarlo, Quadrature

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .. import _checks as checks
-from .._compat import is_concrete
+from .._api import checks
+from .._jax.versions import is_concrete
 
 INFINITY = math.inf
 

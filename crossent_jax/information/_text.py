@@ -6,9 +6,9 @@ import numbers
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from .. import _checks as checks
-from .._block import statistics_dtype
-from .._compat import is_concrete
+from .._api import checks
+from .._jax.versions import is_concrete
+from .._row.block import statistics_dtype
 
 
 def bits_per_byte(total_nll: ArrayLike, byte_count: ArrayLike) -> Array:

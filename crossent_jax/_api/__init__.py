@@ -1,0 +1,1 @@
+"""The public functions, their checks and arguments. README.md says more."""

@@ -1,0 +1,180 @@
+"""From the arguments of a public function to a checked call: ``Spec``, ``Rows`` and ``LossOptions``."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .. import guards
+from .._dense.shards import total_classes
+from .._linear.projection import Projection
+from .._linear.rows import describe
+from .._linear.spec import LinearSpec, Rows, Spec
+from .._row.block import is_soft
+from .._row.labels import class_index
+from .._row.losses import OPTION_RANGES, LossOptions
+from .._row.reduce import valid_rows
+from ..backends.record import Problem
+from . import checks
+from .dispatch import select
+
+
+def check_rows(function: str, logits, *, axis=-1, implementation=None, axis_name=None, **options) -> tuple[Spec, Rows]:
+    """Guard every array of a call on logits, choose the backend, and run the value guards if they are on."""
+    z, axis = checks.logits(logits, axis)
+    problem = Problem(function, f"{z.dtype}{list(z.shape)} logits", checks.axis_name(axis_name))
+    spec = Spec(select(problem, implementation).name, axis, None, None, problem.axis_name)
+    return _checked(spec, z, z, **options)
+
+
+def check_linear_rows(
+    function: str,
+    hidden,
+    head,
+    *,
+    bias=None,
+    head_vocab_axis=1,
+    chunk_rows=None,
+    logits_dtype=None,
+    shift=0,
+    segment_ids=None,
+    reduction="none",
+    implementation=None,
+    axis_name=None,
+    labels=None,
+    where=None,
+    row_weights=None,
+    **options,
+) -> tuple[Spec, Rows]:
+    """The same for a call on hidden states and a head."""
+    vocab_axis = checks.head_vocab_axis(head_vocab_axis)
+    projection = Projection(*checks.projection(hidden, head, bias, vocab_axis))
+    linear = LinearSpec(vocab_axis, checks.chunk_rows(chunk_rows), checks.logits_dtype(logits_dtype), checks.shift(shift))
+    z = jax.ShapeDtypeStruct((*projection.hidden.shape[:-1], projection.head.shape[vocab_axis]), projection.hidden.dtype)
+    described = ", ".join(
+        f"{x.dtype}{list(x.shape)} {name}" for name, x in (("hidden", projection.hidden), ("head", projection.head))
+    )
+    problem = Problem(function, described, checks.axis_name(axis_name))
+    backend = select(problem, implementation, lambda backend: describe(backend, linear, projection, reduction))
+    spec = Spec(backend.name, -1, None, None, problem.axis_name, linear)
+    if labels is not None:
+        labels, where, row_weights = _of_hidden(linear.shift, z, labels, where, row_weights, segment_ids)
+    return _checked(spec, projection, z, labels=labels, where=where, row_weights=row_weights, **options)
+
+
+def _of_hidden(shift: int, z, labels, where, row_weights, segment_ids):
+    """Labels and what belongs to them, moved to the hidden state that predicts them: the one ``shift`` places before."""
+    shape = z.shape[:-1]
+    labels, where = checks.labels(labels, z, -1), checks.where(where, shape, z.shape)
+    row_weights, segment_ids = checks.row_weights(row_weights, shape), checks.segment_ids(segment_ids, shape)
+    if shift == 0:
+        if segment_ids is not None:
+            raise ValueError(
+                "segment_ids keeps a hidden state from predicting a label of another segment, shift places later; got "
+                "segment_ids with shift=0. Pass shift=1, or mask rows with where."
+            )
+        return labels, where, row_weights
+    if not shape:
+        raise ValueError(f"shift={shift} needs a sequence axis, the last batch axis of hidden; hidden has no batch axis.")
+    kept = jnp.broadcast_to(jnp.arange(shape[-1]) < shape[-1] - shift, shape)
+    if where is not None:
+        kept = kept & moved(where, -shift)
+    if segment_ids is not None:
+        kept = kept & (segment_ids == moved(segment_ids, -shift))
+    return moved(labels, -shift), kept, None if row_weights is None else moved(row_weights, -shift)
+
+
+def moved(x: Array, shift: int, axis: int = -1) -> Array:
+    """``x`` with the entries along ``axis`` ``shift`` places later, around the end."""
+    return jnp.roll(x, shift, axis)
+
+
+def _checked(
+    spec: Spec,
+    source: Array | Projection,
+    z,
+    *,
+    labels=None,
+    targets=None,
+    where=None,
+    row_weights=None,
+    class_weights=None,
+    class_mask=None,
+    ignore_index=None,
+    softcap=None,
+    temperature: Any = 1.0,
+) -> tuple[Spec, Rows]:
+    """``z``: the shape and dtype of the logits, whether they are the source or its product."""
+    shape = checks.batch_shape(z, spec.axis)
+    spec = spec._replace(softcap=checks.softcap(softcap), ignore_index=checks.ignore_index(ignore_index))
+    rows = Rows(
+        logits=source,
+        target=checks.labels(labels, z, spec.axis) if targets is None else checks.targets(targets, z),
+        where=checks.where(where, shape, z.shape),
+        row_weights=checks.row_weights(row_weights, shape),
+        class_weights=checks.class_weights(class_weights, z.shape[spec.axis]),
+        class_mask=checks.class_mask(class_mask, z, spec.axis),
+        temperature=checks.scalar("temperature", temperature, low=0.0, above=True, off=1.0),
+    )
+    if guards.enabled():
+        _check_values(spec, rows, z)
+    return spec, rows
+
+
+def check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight) -> LossOptions:
+    """Guard the scalar options of a loss."""
+    given = LossOptions(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
+    checked = {
+        name: checks.scalar(name, value, low=OPTION_RANGES[name][0], high=OPTION_RANGES[name][1])
+        for name, value in given._asdict().items()
+    }
+    options = LossOptions(**checked)
+    if guards.enabled():
+        guards.require_options(options)
+    return options
+
+
+def _check_values(spec: Spec, rows: Rows, z) -> None:
+    valid = rows.where
+    if is_soft(rows.target):
+        guards.require_distribution("targets", rows.target, spec.axis, valid, spec.axis_name)
+    else:
+        valid = valid_rows(rows.target, rows.where, spec.ignore_index)
+        _check_labels(spec, rows.target, valid, total_classes(z.shape[spec.axis], spec.axis_name))
+    if spec.linear is None:
+        check_logit_values("logits", rows.logits, spec.axis, valid)
+    else:
+        check_projection_values(rows.logits, valid)
+    for name, weights in (("row_weights", rows.row_weights), ("class_weights", rows.class_weights)):
+        if weights is not None:
+            guards.require(name, weights, jnp.isfinite(weights), "finite numbers")
+    if rows.class_weights is not None:
+        guards.require("class_weights", rows.class_weights, rows.class_weights >= 0, "numbers that are not negative")
+    if isinstance(rows.temperature, jax.Array):
+        guards.require("temperature", rows.temperature, rows.temperature > 0, "a number above 0")
+
+
+def _check_labels(spec: Spec, labels: Array, valid, classes: int) -> None:
+    known = class_index(labels, classes) >= 0
+    known = known if valid is None else known | ~valid
+    if spec.linear is not None and spec.linear.shift:  # report the places that the caller knows
+        labels, known = moved(labels, spec.linear.shift), moved(known, spec.linear.shift)
+    guards.require("labels", labels, known, f"a class id in [0, {classes})")
+
+
+def check_logit_values(name: str, z: Array, axis: int, valid) -> None:
+    """Demand finite logits, or -inf, in the valid rows."""
+    finite = jnp.isfinite(z) | (z == -jnp.inf)
+    finite = finite if valid is None else finite | ~jnp.expand_dims(valid, axis)
+    guards.require(name, z, finite, "finite numbers, or -inf for a masked class")
+
+
+def check_projection_values(projection: Projection, valid, prefix: str = "") -> None:
+    """Demand finite hidden states in the valid rows, and a finite head and bias."""
+    hidden, head, bias = projection
+    finite = jnp.isfinite(hidden)
+    guards.require(f"{prefix}hidden", hidden, finite if valid is None else finite | ~valid[..., None], "finite numbers")
+    guards.require(f"{prefix}head", head, jnp.isfinite(head), "finite numbers")
+    if bias is not None:
+        check_logit_values(f"{prefix}bias", bias, -1, None)

@@ -1,0 +1,111 @@
+"""Arguments of every kind of call: arrays, numbers and names."""
+
+import math
+import numbers
+
+import jax
+import jax.dtypes
+import jax.numpy as jnp
+import numpy as np
+
+from ..._row.reduce import REDUCTIONS
+
+
+def array(name: str, value) -> jax.Array:
+    """Any array-like as a JAX array."""
+    if isinstance(value, jax.Array):
+        return value
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be an array; got {value!r}.")
+    value = np.asarray(value)
+    if value.dtype == object:
+        raise TypeError(f"{name} must be an array of numbers; got an object of type {type(value).__name__}.")
+    return jnp.asarray(_narrow_integers(value))
+
+
+def _narrow_integers(value: np.ndarray) -> np.ndarray:
+    """Without x64 JAX would wrap 64-bit integers into 32 bits: saturate instead, so that no id becomes another."""
+    if value.dtype.kind not in "iu" or value.dtype.itemsize < 8 or jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype:
+        return value
+    limits = np.iinfo(np.int32)
+    return np.clip(value, limits.min if value.dtype.kind == "i" else 0, limits.max).astype(np.int32)
+
+
+def described(value) -> str:
+    return f"dtype {value.dtype} and shape {tuple(value.shape)}"
+
+
+def floating(name: str, value, hint: str = "") -> jax.Array:
+    """An array of a floating dtype."""
+    value = array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        fix = hint or f"cast it first: {name}.astype(jnp.float32)."
+        raise TypeError(f"{name} must have a floating dtype; got {described(value)}. {fix[0].upper()}{fix[1:]}")
+    return value
+
+
+def boolean(name: str, value) -> jax.Array:
+    """An array of truth values."""
+    value = array(name, value)
+    if value.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be boolean; got {described(value)}. Write {name} != 0, or row_weights for weights.")
+    return value
+
+
+def same_shape(name: str, value: jax.Array, shape, meaning: str, hint: str = "Nothing is broadcast.") -> jax.Array:
+    """The value, if it has the shape."""
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must have {meaning} {tuple(shape)}; got {tuple(value.shape)}. {hint}")
+    return value
+
+
+def scalar(
+    name: str, value, *, low: float = -math.inf, high: float = math.inf, off: float | None = 0.0, above: bool = False
+):
+    """A Python number or scalar array; None where a Python number says that the option is off.
+
+    Python numbers are checked against ``[low, high]`` (``above``: ``(low, high]``); traced values by ``guards.values()``.
+    """
+    if isinstance(value, bool) or isinstance(value, str) or value is None:
+        raise TypeError(f"{name} must be a number or a scalar array; got {value!r}.")
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if not math.isfinite(number) or not low <= number <= high or (above and number == low):
+            raise ValueError(f"{name} must be a finite number{_interval(low, high, above)}; got {value!r}.")
+        return None if number == off else number
+    value = array(name, value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a number or a floating scalar array; got {described(value)}.")
+    return value
+
+
+def _interval(low: float, high: float, above: bool) -> str:
+    if low == -math.inf:
+        return ""
+    return f", {'above' if above else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+
+
+def one_of(name: str, value, options: tuple[str, ...]):
+    """One of a few names."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}.")
+    return value
+
+
+def flag(name: str, value) -> bool:
+    """True or False, static."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}.")
+    return value
+
+
+def reduction(value) -> str:
+    """One of the four reductions."""
+    return one_of("reduction", value, REDUCTIONS)
+
+
+def axis_name(value) -> str | None:
+    """The name of one mesh axis."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"axis_name must be None or the name of the mesh axis that splits the classes; got {value!r}.")
+    return value

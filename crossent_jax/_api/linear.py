@@ -1,0 +1,378 @@
+"""Losses of hidden states and a head, whose logits are never whole: the public functions, thin over ``_api.arguments`` and
+``_api.label_losses``."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from .._row.state import RowStats
+from .._row.user_loss import UserLoss, trace
+from . import checks
+from .arguments import check_linear_rows, check_options, moved
+from .label_losses import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss, user_loss_of_rows
+
+
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    head_vocab_axis: int = 1,
+    chunk_rows: int | None = None,
+    logits_dtype: DTypeLike | None = None,
+    shift: int = 0,
+    segment_ids: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    focal_gamma: float | Array = 0.0,
+    poly_epsilon: float | Array = 0.0,
+    entropy_weight: float | Array = 0.0,
+    softcap: float | None = None,
+    temperature: float | Array = 1.0,
+    reduction: str = "mean",
+    axis_name: str | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """Cross-entropy of integer labels under ``softmax(hidden @ head + bias)``, without holding these logits.
+
+    The value, the options and the gradients are those of ``cross_entropy(hidden @ head + bias, labels, ...)`` with the
+    product accumulated in float32. Rows go through in chunks. For a scalar reduction a differentiated call takes three
+    matrix products and keeps the gradients until the backward pass; ``reduction="none"`` takes four and keeps a few numbers
+    per row; a call that is not differentiated takes one. The gradient of a head or of hidden states that are not
+    differentiated is not computed. Under ``jax.checkpoint`` the first pass takes one product, and the backward pass three or
+    four: nothing is kept in between.
+
+    Args:
+        hidden: floating ``(..., d)``.
+        head: floating ``(d, v)``, or ``(v, d)`` with ``head_vocab_axis=0`` (a tied embedding, without a transposed copy).
+        labels: integer ``(...)``, as in :func:`cross_entropy`.
+        bias: floating ``(v,)``. A bias of -inf masks its class.
+        head_vocab_axis: the head's axis of length v, 1 or 0.
+        chunk_rows: static; the most rows whose logits exist at once. None: as many as keep a chunk's float32 logits within
+            half the memory of the head's float32 gradient (d / 2), at least 128 and 2**20 logits, at most half of the rows.
+        logits_dtype: the dtype to which a chunk's logits are rounded; None: not at all (float32; float64 for float64).
+        shift: static; the label of a hidden state stands ``shift`` places later on the last batch axis. ``shift=1`` with
+            ``labels=tokens`` predicts the next token. Labels without such a state are ignored. What belongs to labels
+            (``where``, ``row_weights``, ``segment_ids``, and the result for "none") is indexed like them.
+        segment_ids: integer ``(...)``, with ``shift``: a label in another segment than its hidden state is ignored.
+        where, row_weights, ...: as in :func:`cross_entropy`. An ignored row has an exactly zero gradient and adds exactly
+            nothing to the head's, even if its hidden state is NaN.
+        axis_name: inside ``jax.shard_map``, the mesh axis over which head and bias are split along the vocabulary.
+        implementation: None chooses; "reference" also has forward mode, in bounded memory.
+
+    hidden and head of different dtypes meet in the wider one. Gradients have the dtype of their primal; the head's is
+    accumulated in float32.
+
+    Returns:
+        Loss in nats, float32 (float64 for float64): a scalar, the labels' shape for "none", or a ``LossSum``.
+
+    Raises:
+        TypeError, ValueError: as :func:`cross_entropy`; for shapes of hidden, head, bias and labels that do not fit (a head
+            that looks transposed is named), ``chunk_rows`` below 1, ``segment_ids`` without ``shift``.
+
+    Example:
+        >>> import jax.numpy as jnp, crossent_jax
+        >>> hidden, head = jnp.eye(3), 2.0 * jnp.eye(3)
+        >>> print(crossent_jax.linear_cross_entropy(hidden, head, jnp.array([0, 1, 2])).round(4))
+        0.2395
+
+    Sources: chunked rows with gradients in the forward pass, Hsu et al. 2024 (Liger, https://arxiv.org/abs/2410.10989),
+    section 3; recomputing instead of keeping logits, Wijmans et al. 2024 (https://arxiv.org/abs/2411.09009), section 4.
+    """
+    spec, rows = check_linear_rows(
+        "linear_cross_entropy",
+        hidden,
+        head,
+        labels=labels,
+        bias=bias,
+        head_vocab_axis=head_vocab_axis,
+        chunk_rows=chunk_rows,
+        logits_dtype=logits_dtype,
+        shift=shift,
+        segment_ids=segment_ids,
+        where=where,
+        row_weights=row_weights,
+        class_weights=class_weights,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        temperature=temperature,
+        reduction=reduction,
+        axis_name=axis_name,
+        implementation=implementation,
+    )
+    options = check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
+    return loss_of_rows(spec, checks.reduction(reduction), rows, options)
+
+
+def linear_soft_cross_entropy(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    head_vocab_axis: int = 1,
+    chunk_rows: int | None = None,
+    logits_dtype: DTypeLike | None = None,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    focal_gamma: float | Array = 0.0,
+    poly_epsilon: float | Array = 0.0,
+    entropy_weight: float | Array = 0.0,
+    softcap: float | None = None,
+    temperature: float | Array = 1.0,
+    reduction: str = "mean",
+    axis_name: str | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """Cross-entropy of target distributions under ``softmax(hidden @ head + bias)``, without holding these logits.
+
+    :func:`soft_cross_entropy` of ``hidden @ head + bias``; chunks and schemes are those of :func:`linear_cross_entropy`.
+
+    Args:
+        hidden, head, bias, ...: as in :func:`linear_cross_entropy`.
+        targets: floating ``(..., v)``, as in :func:`soft_cross_entropy`; differentiable.
+
+    Returns:
+        Loss in nats, float32 (float64 for float64): a scalar, hidden's batch shape for "none", or a ``LossSum``.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_cross_entropy`; integer ``targets`` are refused.
+
+    Example:
+        >>> import jax.numpy as jnp, crossent_jax
+        >>> hidden, head, targets = jnp.ones((1, 2)), jnp.zeros((2, 4)), jnp.array([[0.5, 0.5, 0.0, 0.0]])
+        >>> print(crossent_jax.linear_soft_cross_entropy(hidden, head, targets).round(4))
+        1.3863
+    """
+    spec, rows = check_linear_rows(
+        "linear_soft_cross_entropy",
+        hidden,
+        head,
+        targets=targets,
+        bias=bias,
+        head_vocab_axis=head_vocab_axis,
+        chunk_rows=chunk_rows,
+        logits_dtype=logits_dtype,
+        where=where,
+        row_weights=row_weights,
+        class_weights=class_weights,
+        class_mask=class_mask,
+        softcap=softcap,
+        temperature=temperature,
+        reduction=reduction,
+        axis_name=axis_name,
+        implementation=implementation,
+    )
+    options = check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
+    return loss_of_rows(spec, checks.reduction(reduction), rows, options)
+
+
+def linear_token_log_probs(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    head_vocab_axis: int = 1,
+    chunk_rows: int | None = None,
+    logits_dtype: DTypeLike | None = None,
+    shift: int = 0,
+    segment_ids: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    temperature: float | Array = 1.0,
+    axis_name: str | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Log-probability of each label under ``softmax(hidden @ head + bias)``, differentiable, without holding these logits.
+
+    Args:
+        hidden, head, labels, ...: as in :func:`linear_cross_entropy`.
+
+    Returns:
+        Nats, the labels' shape, float32 (float64 for float64); 0 for ignored labels, -inf for a masked one, NaN for one out
+        of range.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp, crossent_jax
+        >>> hidden, head, tokens = jnp.ones((1, 3, 2)), jnp.zeros((2, 4)), jnp.array([[1, 3, 2]])
+        >>> print(crossent_jax.linear_token_log_probs(hidden, head, tokens, shift=1).round(4))
+        [[ 0.     -1.3863 -1.3863]]
+    """
+    spec, rows = check_linear_rows(
+        "linear_token_log_probs",
+        hidden,
+        head,
+        labels=labels,
+        bias=bias,
+        head_vocab_axis=head_vocab_axis,
+        chunk_rows=chunk_rows,
+        logits_dtype=logits_dtype,
+        shift=shift,
+        segment_ids=segment_ids,
+        where=where,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        temperature=temperature,
+        axis_name=axis_name,
+        implementation=implementation,
+    )
+    return log_probs_of_rows(spec, rows)
+
+
+def linear_row_stats(
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    head_vocab_axis: int = 1,
+    chunk_rows: int | None = None,
+    logits_dtype: DTypeLike | None = None,
+    shift: int = 0,
+    segment_ids: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    temperature: float | Array = 1.0,
+    axis_name: str | None = None,
+    implementation: str | None = None,
+) -> RowStats:
+    """Every statistic of each row of ``hidden @ head + bias``, differentiable but ``argmax``, without holding these logits.
+
+    :func:`row_stats` of the product. Four products when differentiated, and O(n) memory between forward and backward. A
+    scalar loss of one's own takes three with :func:`linear_loss`.
+
+    Args:
+        hidden, head, labels, ...: as in :func:`linear_cross_entropy`.
+
+    Returns:
+        :class:`RowStats` with fields of the labels' shape, in nats; 0 (``argmax``: -1) for ignored labels.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp, crossent_jax
+        >>> stats = crossent_jax.linear_row_stats(jnp.ones((1, 2)), jnp.zeros((2, 8)), jnp.array([5]))
+        >>> print(stats.entropy.round(4), stats.argmax)
+        [2.0794] [0]
+    """
+    spec, rows = check_linear_rows(
+        "linear_row_stats",
+        hidden,
+        head,
+        labels=labels,
+        bias=bias,
+        head_vocab_axis=head_vocab_axis,
+        chunk_rows=chunk_rows,
+        logits_dtype=logits_dtype,
+        shift=shift,
+        segment_ids=segment_ids,
+        where=where,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        temperature=temperature,
+        axis_name=axis_name,
+        implementation=implementation,
+    )
+    return stats_of_rows(spec, rows)
+
+
+def linear_loss(
+    loss_fn: Callable[..., Array],
+    hidden: ArrayLike,
+    head: ArrayLike,
+    labels: ArrayLike,
+    *row_args: ArrayLike,
+    bias: ArrayLike | None = None,
+    head_vocab_axis: int = 1,
+    chunk_rows: int | None = None,
+    logits_dtype: DTypeLike | None = None,
+    shift: int = 0,
+    segment_ids: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    row_weights: ArrayLike | None = None,
+    class_mask: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    temperature: float | Array = 1.0,
+    reduction: str = "mean",
+    axis_name: str | None = None,
+    implementation: str | None = None,
+) -> Any:
+    """A loss of one's own of each row of ``hidden @ head + bias``, with fused gradients.
+
+    ``loss_fn(stats, *row_args)`` gets one row: scalar statistics (:class:`RowStats`) and its slice of each of ``row_args``.
+    It is mapped over the rows. For a scalar reduction its gradients are computed while a chunk's logits exist: three
+    products, as in :func:`linear_cross_entropy`. Statistics that it does not read are not computed.
+
+    Args:
+        loss_fn: ``(stats, *row_args) -> scalar`` in ``jax.numpy``. Arrays that it closes over get gradients too.
+        hidden, head, labels, bias, ...: as in :func:`linear_cross_entropy`.
+        *row_args: arrays ``(..., *)`` whose first axes are the labels' (advantages, old log-probabilities), indexed like
+            them; differentiable. Those of ignored rows are 0.
+        row_weights: multiply the loss; the mean divides by their sum.
+
+    Returns:
+        Float32 (float64 for float64): a scalar, the labels' shape for "none", or a ``LossSum``.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_cross_entropy`; for a ``loss_fn`` that does not return one floating scalar,
+            and for ``row_args`` of another batch shape.
+
+    Example:
+        >>> import jax.numpy as jnp, crossent_jax
+        >>> hidden, head, labels, advantages = jnp.ones((2, 2)), jnp.zeros((2, 4)), jnp.array([1, 3]), jnp.array([1.0, -1.0])
+        >>> policy_gradient = lambda stats, advantage: advantage * stats.nll - 0.01 * stats.entropy
+        >>> print(crossent_jax.linear_loss(policy_gradient, hidden, head, labels, advantages).round(4))
+        -0.0139
+    """
+    spec, rows = check_linear_rows(
+        "linear_loss",
+        hidden,
+        head,
+        labels=labels,
+        bias=bias,
+        head_vocab_axis=head_vocab_axis,
+        chunk_rows=chunk_rows,
+        logits_dtype=logits_dtype,
+        shift=shift,
+        segment_ids=segment_ids,
+        where=where,
+        row_weights=row_weights,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        temperature=temperature,
+        reduction=reduction,
+        axis_name=axis_name,
+        implementation=implementation,
+    )
+    batch = rows.target.shape
+    row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
+    row_args = tuple(moved(x, -shift, len(batch) - 1) if shift else x for x in row_args)
+    traced = trace(loss_fn, row_args, len(batch), rows.dtype)
+    run = user_loss_of_rows if traced.shareable else user_loss
+    return run(spec, checks.reduction(reduction), UserLoss(traced.loss), traced.reads, rows, row_args, traced.constants)

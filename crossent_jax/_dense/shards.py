@@ -1,0 +1,58 @@
+"""A vocabulary split over a mesh axis: local labels, and the merge of the shards' states.
+
+Each shard holds ``v_local`` consecutive classes. The merge is a ``pmax`` of the row maxima and a ``psum`` of the other
+fields, O(n) numbers whatever the vocabulary. Both stand outside the custom_vjp, so JAX itself transposes them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._jax.versions import to_varying, varying_axes
+from .._row.labels import local_index
+from .._row.state import NO_CLASS, State, rebase
+
+
+def total_classes(local_classes: int, axis_name: str | None) -> int:
+    """Classes over all shards."""
+    return local_classes if axis_name is None else local_classes * jax.lax.axis_size(axis_name)
+
+
+def local_labels(index, local_classes: int, axis_name: str | None):
+    """The shard's own index of each label, -1 where another shard holds it."""
+    if axis_name is None:
+        return index
+    return local_index(index, jax.lax.axis_index(axis_name) * local_classes, local_classes)
+
+
+def sum_over(x, axis_name: str | None):
+    """Sum of the shards' parts."""
+    return x if axis_name is None or x is None else jax.lax.psum(x, axis_name)
+
+
+def jointly_varying(operands: Any) -> Any:
+    """Cast every operand to the mesh axes over which any of them varies.
+
+    Done outside the custom_vjp, so that JAX inserts the sums over shards for operands that were replicated.
+    """
+    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(operands)))
+    return jax.tree.map(lambda leaf: to_varying(leaf, axes), operands) if axes else operands
+
+
+def merge_shards(state: State, axis_name: str | None, local_classes: int) -> State:
+    """The state of whole rows from the state of each shard."""
+    if axis_name is None:
+        return state
+    maximum = jax.lax.pmax(jax.lax.stop_gradient(state.maximum), axis_name)
+    index = state.argmax
+    if index is not None:
+        start = jax.lax.axis_index(axis_name) * local_classes
+        index = jnp.where(index == NO_CLASS, NO_CLASS, index + start)
+    state = rebase(state._replace(argmax=index), maximum)
+    least = None if index is None else jax.lax.pmin(state.argmax, axis_name)
+    parts = state._replace(
+        maximum=None, argmax=None
+    )  # summed one by one, XLA joins them: jax 0.7.2 cannot transpose a joint
+    rest = jax.tree.map(lambda part: jax.lax.psum(part, axis_name), parts)  # psum of which some parts are constants
+    return rest._replace(maximum=maximum, argmax=least)

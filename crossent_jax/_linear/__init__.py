@@ -1,0 +1,1 @@
+"""Losses of logits that are a product and are never whole. README.md says more."""

@@ -1,0 +1,98 @@
+"""Logits as a product that is never held whole: ``z = hidden @ head + bias``.
+
+Hidden, head and the gradient of the logits meet in one dtype, the wider of hidden's and head's; every product is accumulated
+in float32 (float64 for float64). The logits of a piece are that accumulator, rounded only where ``logits_dtype`` asks for
+it. The same product makes them in the forward and in the backward pass: otherwise ``exp(z - lse)`` is unbounded at large
+logits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._jax.versions import explicit_sharding
+from .._row.block import statistics_dtype
+from .._row.state import Maybe
+
+
+class Projection(NamedTuple):
+    """``hidden`` (..., d), ``head`` (d, v) or (v, d), ``bias`` (v,) or None."""
+
+    hidden: Float[Array, "..."]
+    head: Float[Array, "..."]
+    bias: Maybe = None
+
+
+class Layout(NamedTuple):
+    """What is static about a projection: the head's axis of the vocabulary, and the dtype of the logits of a piece."""
+
+    vocab_axis: int
+    logits_dtype: str
+
+    @property
+    def feature_axis(self) -> int:
+        """The head's other axis."""
+        return 1 - self.vocab_axis
+
+
+def product_dtype(projection: Projection) -> jnp.dtype:
+    """The dtype in which hidden, head and the gradient of the logits are multiplied."""
+    with jax.numpy_dtype_promotion("standard"):  # the same for a caller who has it strict
+        return jnp.promote_types(projection.hidden.dtype, projection.head.dtype)
+
+
+def classes_of(layout: Layout, projection: Projection) -> int:
+    """The number of classes."""
+    return projection.head.shape[layout.vocab_axis]
+
+
+def piece_logits(layout: Layout, projection: Projection) -> Float[Array, "... v"]:
+    """The logits of these rows for these classes."""
+    hidden, head = operands_of_product(projection)
+    z = _product(hidden, head, (hidden.ndim - 1,), (layout.feature_axis,))
+    if projection.bias is not None:
+        z = z + jnp.broadcast_to(projection.bias.astype(z.dtype), z.shape)
+    return z.astype(layout.logits_dtype)
+
+
+def hidden_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Projection) -> Float[Array, "... d"]:
+    """``dz @ head^T``, as accumulated."""
+    hidden, head = operands_of_product(projection)
+    return _product(dz.astype(head.dtype), head, (dz.ndim - 1,), (layout.vocab_axis,), explicit_sharding(hidden))
+
+
+def head_gradient(
+    layout: Layout, dz: Float[Array, "... v"], features: Float[Array, "d ..."], head: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """``hidden^T @ dz`` in the layout of ``head``, as accumulated, from :func:`transposed` hidden states."""
+    rows = tuple(range(dz.ndim - 1))
+    upright = head if layout.vocab_axis == 1 else head.T
+    product = _product(features, dz.astype(features.dtype), tuple(range(1, dz.ndim)), rows, explicit_sharding(upright))
+    if layout.vocab_axis == 1:
+        return product
+    return jax.lax.optimization_barrier(product).T  # else XLA swaps the operands, into a form its CPU backend refuses
+
+
+def transposed(hidden: Float[Array, "... d"]) -> Float[Array, "d ..."]:
+    """Features first, in memory: XLA's CPU backend multiplies 16-bit floats as they are only where the summed axis of the
+    first operand is its last; else it converts both to float32."""
+    return jax.lax.optimization_barrier(jnp.moveaxis(hidden, -1, 0))
+
+
+def bias_gradient(dz: Float[Array, "... v"]) -> Float[Array, " v"]:
+    """``dz`` summed over its rows, before any rounding to the activations' dtype."""
+    return jnp.sum(dz.astype(statistics_dtype(dz.dtype)), tuple(range(dz.ndim - 1)))
+
+
+def operands_of_product(projection: Projection) -> tuple[Array, Array]:
+    """Hidden and head in the dtype of the product."""
+    dtype = product_dtype(projection)
+    return projection.hidden.astype(dtype), projection.head.astype(dtype)
+
+
+def _product(a, b, contract_a, contract_b, out_sharding=None):
+    dimensions = ((contract_a, contract_b), ((), ()))
+    dtype = statistics_dtype(a.dtype)
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=out_sharding)

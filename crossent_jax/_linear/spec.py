@@ -1,0 +1,50 @@
+"""A call, checked: its static half and its arrays."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._row.block import statistics_dtype
+from .._row.state import Maybe
+from .projection import Projection, product_dtype
+
+
+class LinearSpec(NamedTuple):
+    """What is static about a projection: the head's vocabulary axis, ``chunk_rows`` (None: by budget), the dtype of a
+    chunk's logits (None: as accumulated), and how many places before its label a hidden state stands."""
+
+    vocab_axis: int
+    chunk_rows: int | None
+    logits_dtype: str | None
+    shift: int
+
+
+class Spec(NamedTuple):
+    """The static half of a call: hashable, so that equal calls share one compilation. ``linear``: None for given logits."""
+
+    backend: str
+    axis: int
+    softcap: float | None
+    ignore_index: int | None
+    axis_name: str | None
+    linear: LinearSpec | None = None
+
+
+class Rows(NamedTuple):
+    """The arrays of a call. ``logits``: an array, or the projection that makes them. ``target``: labels as given, or
+    probabilities; None elsewhere: not given."""
+
+    logits: Any
+    target: Array
+    where: Maybe
+    row_weights: Maybe
+    class_weights: Maybe
+    class_mask: Maybe
+    temperature: Maybe
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the statistics."""
+        z = self.logits
+        return statistics_dtype(product_dtype(z) if isinstance(z, Projection) else z.dtype)

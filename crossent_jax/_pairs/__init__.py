@@ -1,0 +1,1 @@
+"""Losses of two distributions. README.md says more."""

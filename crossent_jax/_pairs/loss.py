@@ -1,0 +1,154 @@
+"""The loss of a row that has two distributions: a divergence, and the cross-entropy of a label beside it where one is given.
+
+    loss = (1 - label_weight) T^2 D(teacher, student) + label_weight (-log softmax(z)_label)
+
+with T the temperature of the divergence (T^2 only where asked for: the gradient of D falls as 1 / T^2) and the label's term
+at temperature 1: Hinton et al. 2015 (https://arxiv.org/abs/1503.02531), section 2.
+
+A teacher known in k classes alone (``TopK``) is compared in k + 1 outcomes: those classes, and all others as one. The
+student's logit of that last outcome is the log-sum-exp of its other logits, so that everything else stays as it is.
+"""
+
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from .._dense.shards import local_labels, sum_over, total_classes
+from .._dense.vjp import row_state, without_dead_values
+from .._row.block import Operands, Wanted, along_axis, is_soft, statistics_dtype
+from .._row.labels import NOT_HERE
+from .._row.logit_map import logit_map
+from .._row.reduce import weighted_losses
+from .._row.state import Maybe, finalize
+from ..backends import BACKENDS
+from .kinds import Kind
+from .row_divergence import Pair, Static, log_sum_exp, row_divergence
+
+
+class TopK(NamedTuple):
+    """Classes of a teacher, and their log-probabilities; -1: no class (the row's loss is NaN)."""
+
+    indices: Int[Array, "... k"]
+    log_probs: Float[Array, "... k"]
+
+
+class PairSpec(NamedTuple):
+    """What is static. ``tail``: of a top-k teacher, whether the classes that it leaves out have the rest of the mass
+    ("bucket") or nothing ("renormalize")."""
+
+    kind: Kind
+    backend: str
+    softcap: float | None
+    axis_name: str | None
+    squared: bool
+    tail: str
+
+
+class PairRows(NamedTuple):
+    """The arrays of a call, the rows' axes first and the classes last (a mask may be for all rows). ``teacher``: logits or a
+    ``TopK``; ``label``: global ids as int32, -1 for none known. Numbers of a row have its shape; ``temperature`` and
+    ``parameter`` a last axis of 1. None: not given."""
+
+    logits: Any
+    teacher: Any
+    label: Maybe
+    valid: Maybe
+    row_weights: Maybe
+    label_weight: Maybe
+    temperature: Maybe
+    parameter: Maybe
+
+
+def pair_losses(spec: PairSpec, class_mask: Bool[Array, "..."] | None, rows: PairRows) -> Float[Array, "..."]:
+    """The weighted loss of each row; 0 for those that do not count."""
+    rows = _in_wide(_without_dead_rows(rows))
+    z = _capped(spec, rows.logits, class_mask)
+    loss = row_divergence(*_compared(spec, class_mask, rows, z))
+    if spec.squared and rows.temperature is not None:
+        loss = jnp.square(rows.temperature[..., 0]) * loss
+    if rows.label is not None:
+        loss = (1 - rows.label_weight) * loss + rows.label_weight * _label_loss(spec, z, rows.label)
+    known = _known(rows)
+    loss = loss if known is None else jnp.where(known, loss, jnp.nan)
+    return weighted_losses(loss, rows.valid, rows.row_weights)
+
+
+def _known(rows: PairRows) -> Maybe:
+    """False for rows with an id of no class: their loss is NaN, and nothing of them trains."""
+    known = [] if rows.label is None else [rows.label != NOT_HERE]
+    known += [jnp.all(rows.teacher.indices != NOT_HERE, -1)] if isinstance(rows.teacher, TopK) else []
+    return reduce(jnp.logical_and, known) if known else None
+
+
+def _without_dead_rows(rows: PairRows) -> PairRows:
+    """Zeros for NaN and inf in rows that do not count, so that no derivative multiplies them by 0."""
+    live = rows.valid
+    if rows.row_weights is not None:
+        counts = rows.row_weights != 0
+        live = counts if live is None else live & counts
+    if live is None:
+        return rows
+    keep = partial(without_dead_values, live=live, axis=-1)
+    teacher = rows.teacher
+    teacher = teacher._replace(log_probs=keep(teacher.log_probs)) if isinstance(teacher, TopK) else keep(teacher)
+    return rows._replace(logits=keep(rows.logits), teacher=teacher)
+
+
+def _in_wide(rows: PairRows) -> PairRows:
+    """float32, or float64 where a side has it."""
+    dtypes = (statistics_dtype(x.dtype) for x in jax.tree.leaves((rows.logits, rows.teacher)) if is_soft(x))
+    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, rows)
+
+
+def _capped(spec: PairSpec, z: Array, class_mask: Maybe) -> Array:
+    """The logits after the soft cap, -inf where masked."""
+    if spec.softcap is None and class_mask is None:
+        return z
+    allowed = z != -jnp.inf
+    if class_mask is not None:
+        allowed &= class_mask if class_mask.ndim == z.ndim else along_axis(class_mask, z.ndim, -1)
+    return jnp.where(allowed, logit_map(jnp.where(allowed, z, 0), spec.softcap, None), -jnp.inf)
+
+
+def _compared(spec: PairSpec, class_mask: Maybe, rows: PairRows, z: Array) -> tuple[Static, Pair]:
+    """What the divergence is taken of."""
+    teacher = rows.teacher
+    if not isinstance(teacher, TopK):
+        return Static(spec.kind, spec.axis_name), Pair(
+            z, _capped(spec, teacher, class_mask), rows.temperature, rows.parameter
+        )
+    student = z if rows.temperature is None else z / rows.temperature
+    everything = teacher.indices.shape[-1] == total_classes(z.shape[-1], spec.axis_name)
+    student = _with_rest(spec.axis_name, student, teacher.indices)
+    return Static(spec.kind, None), Pair(student, _with_tail(spec, teacher.log_probs, everything), None, rows.parameter)
+
+
+def _with_rest(axis_name: str | None, u: Array, indices: Array) -> Array:
+    """The logits of the classes of ``indices``, and the log-sum-exp of all others, over all shards."""
+    classes = u.shape[-1]
+    indices = local_labels(indices, classes, axis_name)
+    here = indices != NOT_HERE
+    listed = jnp.take_along_axis(u, jnp.maximum(indices, 0), -1)
+    listed = sum_over(jnp.where(here, listed, 0), axis_name)
+    others = jnp.put_along_axis(u, jnp.where(here, indices, classes), -jnp.inf, -1, inplace=False, mode="drop")
+    return jnp.concatenate([listed, log_sum_exp(others, axis_name)], -1)
+
+
+def _with_tail(spec: PairSpec, log_probs: Array, everything: bool) -> Array:
+    """The log-probabilities, and that of the classes left out: of none, or of what is rounding, -inf."""
+    if spec.tail == "renormalize" or everything:
+        return jnp.concatenate([log_probs, jnp.full_like(log_probs[..., :1], -jnp.inf)], -1)
+    mass = jnp.sum(jnp.exp(log_probs), -1, keepdims=True)
+    some = mass < 1 - 4 * float(jnp.finfo(log_probs.dtype).eps)
+    return jnp.concatenate([log_probs, jnp.where(some, jnp.log1p(-jnp.where(some, mass, 0)), -jnp.inf)], -1)
+
+
+def _label_loss(spec: PairSpec, z: Array, label: Array) -> Array:
+    """-log softmax(z) at the label, of whole rows; NaN where the label is of no class."""
+    index = local_labels(label, z.shape[-1], spec.axis_name)
+    state = row_state(BACKENDS[spec.backend], Wanted(-1), Operands(z, index), None, spec.axis_name)
+    return finalize(state, prior_total=None, soft=False).nll

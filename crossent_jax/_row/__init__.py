@@ -1,0 +1,1 @@
+"""The mathematics of a row. README.md says more."""
