@@ -20,7 +20,7 @@ from . import checks
 from .dispatch import select
 
 
-def check_rows(function: str, logits, *, axis=-1, implementation=None, axis_name=None, **options) -> tuple[Spec, Rows]:
+def check_rows(function: str, logits, *, axis, implementation, axis_name, **options) -> tuple[Spec, Rows]:
     """Guard every array of a call on logits, choose the backend, and run the value guards if they are on."""
     z, axis = checks.logits(logits, axis)
     problem = Problem(function, f"{z.dtype}{list(z.shape)} logits", checks.axis_name(axis_name))
@@ -33,17 +33,17 @@ def check_linear_rows(
     hidden,
     head,
     *,
-    bias=None,
-    head_vocab_axis=1,
-    chunk_rows=None,
-    logits_dtype=None,
+    bias,
+    head_vocab_axis,
+    chunk_rows,
+    logits_dtype,
     shift=0,
     segment_ids=None,
     reduction="none",
-    implementation=None,
-    axis_name=None,
+    implementation,
+    axis_name,
     labels=None,
-    where=None,
+    where,
     row_weights=None,
     **options,
 ) -> tuple[Spec, Rows]:
@@ -97,13 +97,13 @@ def _checked(
     *,
     labels=None,
     targets=None,
-    where=None,
+    where,
     row_weights=None,
     class_weights=None,
-    class_mask=None,
+    class_mask,
     ignore_index=None,
-    softcap=None,
-    temperature: Any = 1.0,
+    softcap,
+    temperature: Any,
 ) -> tuple[Spec, Rows]:
     """``z``: the shape and dtype of the logits, whether they are the source or its product."""
     shape = checks.batch_shape(z, spec.axis)
@@ -122,13 +122,15 @@ def _checked(
     return spec, rows
 
 
-def check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight) -> LossOptions:
+def taken_terms(given: dict[str, Any]) -> dict[str, Any]:
+    """The scalar options of a loss, taken out of ``given``."""
+    return {name: given.pop(name) for name in LossOptions._fields}
+
+
+def check_terms(**given) -> LossOptions:
     """Guard the scalar options of a loss."""
-    given = LossOptions(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
-    checked = {
-        name: checks.scalar(name, value, low=OPTION_RANGES[name][0], high=OPTION_RANGES[name][1])
-        for name, value in given._asdict().items()
-    }
+    ranges = {name: OPTION_RANGES[name] for name in given}
+    checked = {name: checks.scalar(name, given[name], low=low, high=high) for name, (low, high) in ranges.items()}
     options = LossOptions(**checked)
     if guards.enabled():
         guards.require_options(options)

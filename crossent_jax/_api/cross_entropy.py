@@ -1,37 +1,20 @@
 """Cross-entropy of logits: the public functions, thin over the checks and ``_api.label_losses``."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._row.state import RowStats
 from . import checks
-from .arguments import check_options, check_rows
+from .arguments import check_rows, check_terms, taken_terms
 from .label_losses import log_probs_of_rows, loss_of_rows, stats_of_rows
+from .options import CrossEntropy, SoftCrossEntropy, Statistics, completed, takes
 
 
-def cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float | Array = 0.0,
-    z_loss: float | Array = 0.0,
-    focal_gamma: float | Array = 0.0,
-    poly_epsilon: float | Array = 0.0,
-    entropy_weight: float | Array = 0.0,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> Any:
+@takes(CrossEntropy)
+def cross_entropy(logits: ArrayLike, labels: ArrayLike, **options: Unpack[CrossEntropy]) -> Any:
     """Cross-entropy of integer labels under ``softmax(logits)``.
 
     With ``u = softcap * tanh(logits / softcap) / temperature`` and ``p = softmax(u)``, the loss of a row with label y is
@@ -88,45 +71,11 @@ def cross_entropy(
     Sources: label smoothing, Szegedy et al. 2016, section 7; focal loss, Lin et al. 2017, eq. 4; z-loss, PaLM 2022,
     section 5; Poly-1, Leng et al. 2022, eq. 6; soft cap, Gemma 2 2024, section 2.
     """
-    spec, rows = check_rows(
-        "cross_entropy",
-        logits,
-        labels=labels,
-        axis=axis,
-        where=where,
-        row_weights=row_weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    options = check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
-    return loss_of_rows(spec, checks.reduction(reduction), rows, options)
+    return _loss(cross_entropy, logits, options, labels=labels)
 
 
-def soft_cross_entropy(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    label_smoothing: float | Array = 0.0,
-    z_loss: float | Array = 0.0,
-    focal_gamma: float | Array = 0.0,
-    poly_epsilon: float | Array = 0.0,
-    entropy_weight: float | Array = 0.0,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> Any:
+@takes(SoftCrossEntropy)
+def soft_cross_entropy(logits: ArrayLike, targets: ArrayLike, **options: Unpack[SoftCrossEntropy]) -> Any:
     """Cross-entropy of target distributions under ``softmax(logits)``: ``H(t, p) = -sum_j t_j log p_j``.
 
     The formula and the options are those of :func:`cross_entropy` with ``-log p_y`` replaced by ``h = -sum_j s_j log p_j``,
@@ -154,37 +103,11 @@ def soft_cross_entropy(
 
     Source: Hinton et al. 2015 (https://arxiv.org/abs/1503.02531), section 2.
     """
-    spec, rows = check_rows(
-        "soft_cross_entropy",
-        logits,
-        targets=targets,
-        axis=axis,
-        where=where,
-        row_weights=row_weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        softcap=softcap,
-        temperature=temperature,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    options = check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
-    return loss_of_rows(spec, checks.reduction(reduction), rows, options)
+    return _loss(soft_cross_entropy, logits, options, targets=targets)
 
 
-def token_log_probs(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> Array:
+@takes(Statistics)
+def token_log_probs(logits: ArrayLike, labels: ArrayLike, **options: Unpack[Statistics]) -> Array:
     """Log-probability of each label: ``log softmax(u)[y]``, differentiable, at most 0.
 
     Args:
@@ -202,35 +125,12 @@ def token_log_probs(
         >>> print(crossent_jax.token_log_probs(jnp.array([[0.0, jnp.log(3.0)]]), jnp.array([1])).round(4))
         [-0.2877]
     """
-    spec, rows = check_rows(
-        "token_log_probs",
-        logits,
-        labels=labels,
-        axis=axis,
-        where=where,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
+    spec, rows = check_rows("token_log_probs", logits, labels=labels, **completed(token_log_probs, options))
     return log_probs_of_rows(spec, rows)
 
 
-def row_stats(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> RowStats:
+@takes(Statistics)
+def row_stats(logits: ArrayLike, labels: ArrayLike, **options: Unpack[Statistics]) -> RowStats:
     """Every statistic of each row: the numbers that losses are made of, each differentiable but ``argmax``.
 
     ``lse = log sum_j exp u_j``, ``nll = -log p_y``, ``ce_prior = -1/v sum_j log p_j``, ``entropy = -sum_j p_j log p_j``,
@@ -252,17 +152,12 @@ def row_stats(
         >>> print(stats.entropy.round(4), stats.argmax)
         [2.0794] [0]
     """
-    spec, rows = check_rows(
-        "row_stats",
-        logits,
-        labels=labels,
-        axis=axis,
-        where=where,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
+    spec, rows = check_rows("row_stats", logits, labels=labels, **completed(row_stats, options))
     return stats_of_rows(spec, rows)
+
+
+def _loss(function: Callable, logits: ArrayLike, options: Mapping, **target: ArrayLike) -> Any:
+    given = completed(function, options)
+    terms, reduction = taken_terms(given), given.pop("reduction")
+    spec, rows = check_rows(function.__name__, logits, **target, **given)
+    return loss_of_rows(spec, checks.reduction(reduction), rows, check_terms(**terms))

@@ -1,55 +1,15 @@
 """Divergences between the distributions of two sets of logits: the public functions, thin over ``_api.pair_arguments``."""
 
-from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from jax.typing import ArrayLike
-from jaxtyping import Array
 
+from .options import Divergence, JSDivergence, OneDivergence, completed, takes
 from .pair_arguments import divergence_of
 
 
-class Options(TypedDict, total=False):
-    """What every kind takes, with the defaults of :func:`divergence`."""
-
-    labels: ArrayLike | None
-    label_weight: float | Array | None
-    scale_by_temperature_squared: bool
-    stop_teacher_gradient: bool
-    axis: int
-    where: ArrayLike | None
-    row_weights: ArrayLike | None
-    class_mask: ArrayLike | None
-    ignore_index: int | None
-    softcap: float | None
-    temperature: float | Array
-    reduction: str
-    axis_name: str | None
-    implementation: str | None
-
-
-def divergence(
-    logits: ArrayLike,
-    teacher_logits: ArrayLike,
-    *,
-    kind: str | Callable = "forward_kl",
-    beta: float | Array = 0.5,
-    order: float | None = None,
-    labels: ArrayLike | None = None,
-    label_weight: float | Array | None = None,
-    scale_by_temperature_squared: bool = False,
-    stop_teacher_gradient: bool = False,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> Any:
+@takes(Divergence)
+def divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[Divergence]) -> Any:
     """Divergence between ``p = softmax(u)`` of the student and ``t = softmax(w)`` of the teacher.
 
     ``u`` and ``w`` are the logits of each side after the same map, ``softcap * tanh(z / softcap) / temperature``.
@@ -118,31 +78,11 @@ def divergence(
     Sources: Kullback and Leibler 1951, section 2; Lin 1991, section 4 (Jensen-Shannon); Jeffreys 1946; Rényi 1961, section
     3; Amari 2009 (alpha); Hinton et al. 2015 (https://arxiv.org/abs/1503.02531), section 2.
     """
-    return divergence_of(
-        "divergence",
-        logits,
-        teacher_logits,
-        kind=kind,
-        beta=beta,
-        order=order,
-        labels=labels,
-        label_weight=label_weight,
-        scale_by_temperature_squared=scale_by_temperature_squared,
-        stop_teacher_gradient=stop_teacher_gradient,
-        axis=axis,
-        where=where,
-        row_weights=row_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        reduction=reduction,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
+    return divergence_of("divergence", logits, teacher_logits, **completed(divergence, options))
 
 
-def kl_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[Options]) -> Any:
+@takes(OneDivergence)
+def kl_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[OneDivergence]) -> Any:
     """Kullback-Leibler divergence KL(teacher || student) of two sets of logits.
 
     ``KL(t || p) = sum_j t_j (log t_j - log p_j)``: the teacher first, as in distillation.
@@ -161,10 +101,11 @@ def kl_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpac
 
     Source: Kullback and Leibler 1951, section 2; Hinton et al. 2015 (https://arxiv.org/abs/1503.02531), section 2.
     """
-    return divergence(logits, teacher_logits, kind="forward_kl", **options)
+    return divergence(logits, teacher_logits, kind="forward_kl", **completed(kl_divergence, options))
 
 
-def reverse_kl_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[Options]) -> Any:
+@takes(OneDivergence)
+def reverse_kl_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[OneDivergence]) -> Any:
     """Kullback-Leibler divergence KL(student || teacher) of two sets of logits.
 
     ``KL(p || t) = sum_j p_j (log p_j - log t_j)``: mode-seeking, as in on-policy distillation.
@@ -183,12 +124,11 @@ def reverse_kl_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **option
 
     Source: Gu et al. 2024 (MiniLLM, https://arxiv.org/abs/2306.08543), section 2.1.
     """
-    return divergence(logits, teacher_logits, kind="reverse_kl", **options)
+    return divergence(logits, teacher_logits, kind="reverse_kl", **completed(reverse_kl_divergence, options))
 
 
-def js_divergence(
-    logits: ArrayLike, teacher_logits: ArrayLike, *, beta: float | Array = 0.5, **options: Unpack[Options]
-) -> Any:
+@takes(JSDivergence)
+def js_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[JSDivergence]) -> Any:
     """Jensen-Shannon divergence of two sets of logits.
 
     ``beta KL(t || m) + (1 - beta) KL(p || m)`` with ``m = beta t + (1 - beta) p``: at most ln 2, symmetric at beta = 1/2.
@@ -207,10 +147,11 @@ def js_divergence(
 
     Source: Lin 1991, section 4; Agarwal et al. 2024 (GKD, https://arxiv.org/abs/2306.13649), section 3.
     """
-    return divergence(logits, teacher_logits, kind="js", beta=beta, **options)
+    return divergence(logits, teacher_logits, kind="js", **completed(js_divergence, options))
 
 
-def jeffreys_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[Options]) -> Any:
+@takes(OneDivergence)
+def jeffreys_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[OneDivergence]) -> Any:
     """Jeffreys divergence of two sets of logits.
 
     ``KL(t || p) + KL(p || t)``, symmetric.
@@ -229,10 +170,11 @@ def jeffreys_divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options:
 
     Source: Jeffreys 1946.
     """
-    return divergence(logits, teacher_logits, kind="jeffreys", **options)
+    return divergence(logits, teacher_logits, kind="jeffreys", **completed(jeffreys_divergence, options))
 
 
-def total_variation(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[Options]) -> Any:
+@takes(OneDivergence)
+def total_variation(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[OneDivergence]) -> Any:
     """Total variation distance of two sets of logits.
 
     ``sum_j |p_j - t_j| / 2``, in [0, 1].
@@ -251,4 +193,4 @@ def total_variation(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unp
 
     Source: Levin and Peres 2017, section 4.1.
     """
-    return divergence(logits, teacher_logits, kind="total_variation", **options)
+    return divergence(logits, teacher_logits, kind="total_variation", **completed(total_variation, options))

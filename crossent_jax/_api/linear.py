@@ -1,45 +1,23 @@
 """Losses of hidden states and a head, whose logits are never whole: the public functions, thin over ``_api.arguments`` and
 ``_api.label_losses``."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .._row.state import RowStats
 from .._row.user_loss import UserLoss, trace
 from . import checks
-from .arguments import check_linear_rows, check_options, moved
+from .arguments import check_linear_rows, check_terms, moved, taken_terms
 from .label_losses import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss, user_loss_of_rows
+from .options import LinearCrossEntropy, LinearLoss, LinearSoftCrossEntropy, LinearStatistics, completed, takes
 
 
+@takes(LinearCrossEntropy)
 def linear_cross_entropy(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    labels: ArrayLike,
-    *,
-    bias: ArrayLike | None = None,
-    head_vocab_axis: int = 1,
-    chunk_rows: int | None = None,
-    logits_dtype: DTypeLike | None = None,
-    shift: int = 0,
-    segment_ids: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float | Array = 0.0,
-    z_loss: float | Array = 0.0,
-    focal_gamma: float | Array = 0.0,
-    poly_epsilon: float | Array = 0.0,
-    entropy_weight: float | Array = 0.0,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
+    hidden: ArrayLike, head: ArrayLike, labels: ArrayLike, **options: Unpack[LinearCrossEntropy]
 ) -> Any:
     """Cross-entropy of integer labels under ``softmax(hidden @ head + bias)``, without holding these logits.
 
@@ -87,55 +65,12 @@ def linear_cross_entropy(
     Sources: chunked rows with gradients in the forward pass, Hsu et al. 2024 (Liger, https://arxiv.org/abs/2410.10989),
     section 3; recomputing instead of keeping logits, Wijmans et al. 2024 (https://arxiv.org/abs/2411.09009), section 4.
     """
-    spec, rows = check_linear_rows(
-        "linear_cross_entropy",
-        hidden,
-        head,
-        labels=labels,
-        bias=bias,
-        head_vocab_axis=head_vocab_axis,
-        chunk_rows=chunk_rows,
-        logits_dtype=logits_dtype,
-        shift=shift,
-        segment_ids=segment_ids,
-        where=where,
-        row_weights=row_weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        reduction=reduction,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    options = check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
-    return loss_of_rows(spec, checks.reduction(reduction), rows, options)
+    return _loss(linear_cross_entropy, hidden, head, options, labels=labels)
 
 
+@takes(LinearSoftCrossEntropy)
 def linear_soft_cross_entropy(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    targets: ArrayLike,
-    *,
-    bias: ArrayLike | None = None,
-    head_vocab_axis: int = 1,
-    chunk_rows: int | None = None,
-    logits_dtype: DTypeLike | None = None,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    label_smoothing: float | Array = 0.0,
-    z_loss: float | Array = 0.0,
-    focal_gamma: float | Array = 0.0,
-    poly_epsilon: float | Array = 0.0,
-    entropy_weight: float | Array = 0.0,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
+    hidden: ArrayLike, head: ArrayLike, targets: ArrayLike, **options: Unpack[LinearSoftCrossEntropy]
 ) -> Any:
     """Cross-entropy of target distributions under ``softmax(hidden @ head + bias)``, without holding these logits.
 
@@ -157,47 +92,12 @@ def linear_soft_cross_entropy(
         >>> print(crossent_jax.linear_soft_cross_entropy(hidden, head, targets).round(4))
         1.3863
     """
-    spec, rows = check_linear_rows(
-        "linear_soft_cross_entropy",
-        hidden,
-        head,
-        targets=targets,
-        bias=bias,
-        head_vocab_axis=head_vocab_axis,
-        chunk_rows=chunk_rows,
-        logits_dtype=logits_dtype,
-        where=where,
-        row_weights=row_weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        softcap=softcap,
-        temperature=temperature,
-        reduction=reduction,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    options = check_options(label_smoothing, z_loss, focal_gamma, poly_epsilon, entropy_weight)
-    return loss_of_rows(spec, checks.reduction(reduction), rows, options)
+    return _loss(linear_soft_cross_entropy, hidden, head, options, targets=targets)
 
 
+@takes(LinearStatistics)
 def linear_token_log_probs(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    labels: ArrayLike,
-    *,
-    bias: ArrayLike | None = None,
-    head_vocab_axis: int = 1,
-    chunk_rows: int | None = None,
-    logits_dtype: DTypeLike | None = None,
-    shift: int = 0,
-    segment_ids: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    axis_name: str | None = None,
-    implementation: str | None = None,
+    hidden: ArrayLike, head: ArrayLike, labels: ArrayLike, **options: Unpack[LinearStatistics]
 ) -> Array:
     """Log-probability of each label under ``softmax(hidden @ head + bias)``, differentiable, without holding these logits.
 
@@ -217,47 +117,12 @@ def linear_token_log_probs(
         >>> print(crossent_jax.linear_token_log_probs(hidden, head, tokens, shift=1).round(4))
         [[ 0.     -1.3863 -1.3863]]
     """
-    spec, rows = check_linear_rows(
-        "linear_token_log_probs",
-        hidden,
-        head,
-        labels=labels,
-        bias=bias,
-        head_vocab_axis=head_vocab_axis,
-        chunk_rows=chunk_rows,
-        logits_dtype=logits_dtype,
-        shift=shift,
-        segment_ids=segment_ids,
-        where=where,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    return log_probs_of_rows(spec, rows)
+    given = completed(linear_token_log_probs, options)
+    return log_probs_of_rows(*check_linear_rows("linear_token_log_probs", hidden, head, labels=labels, **given))
 
 
-def linear_row_stats(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    labels: ArrayLike,
-    *,
-    bias: ArrayLike | None = None,
-    head_vocab_axis: int = 1,
-    chunk_rows: int | None = None,
-    logits_dtype: DTypeLike | None = None,
-    shift: int = 0,
-    segment_ids: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> RowStats:
+@takes(LinearStatistics)
+def linear_row_stats(hidden: ArrayLike, head: ArrayLike, labels: ArrayLike, **options: Unpack[LinearStatistics]) -> RowStats:
     """Every statistic of each row of ``hidden @ head + bias``, differentiable but ``argmax``, without holding these logits.
 
     :func:`row_stats` of the product. Four products when differentiated, and O(n) memory between forward and backward. A
@@ -278,49 +143,18 @@ def linear_row_stats(
         >>> print(stats.entropy.round(4), stats.argmax)
         [2.0794] [0]
     """
-    spec, rows = check_linear_rows(
-        "linear_row_stats",
-        hidden,
-        head,
-        labels=labels,
-        bias=bias,
-        head_vocab_axis=head_vocab_axis,
-        chunk_rows=chunk_rows,
-        logits_dtype=logits_dtype,
-        shift=shift,
-        segment_ids=segment_ids,
-        where=where,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    return stats_of_rows(spec, rows)
+    given = completed(linear_row_stats, options)
+    return stats_of_rows(*check_linear_rows("linear_row_stats", hidden, head, labels=labels, **given))
 
 
+@takes(LinearLoss)
 def linear_loss(
     loss_fn: Callable[..., Array],
     hidden: ArrayLike,
     head: ArrayLike,
     labels: ArrayLike,
     *row_args: ArrayLike,
-    bias: ArrayLike | None = None,
-    head_vocab_axis: int = 1,
-    chunk_rows: int | None = None,
-    logits_dtype: DTypeLike | None = None,
-    shift: int = 0,
-    segment_ids: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
+    **options: Unpack[LinearLoss],
 ) -> Any:
     """A loss of one's own of each row of ``hidden @ head + bias``, with fused gradients.
 
@@ -349,30 +183,19 @@ def linear_loss(
         >>> print(crossent_jax.linear_loss(policy_gradient, hidden, head, labels, advantages).round(4))
         -0.0139
     """
-    spec, rows = check_linear_rows(
-        "linear_loss",
-        hidden,
-        head,
-        labels=labels,
-        bias=bias,
-        head_vocab_axis=head_vocab_axis,
-        chunk_rows=chunk_rows,
-        logits_dtype=logits_dtype,
-        shift=shift,
-        segment_ids=segment_ids,
-        where=where,
-        row_weights=row_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        reduction=reduction,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-    batch = rows.target.shape
+    given = completed(linear_loss, options)
+    spec, rows = check_linear_rows("linear_loss", hidden, head, labels=labels, **given)
+    batch, shift = rows.target.shape, given["shift"]
     row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
     row_args = tuple(moved(x, -shift, len(batch) - 1) if shift else x for x in row_args)
     traced = trace(loss_fn, row_args, len(batch), rows.dtype)
     run = user_loss_of_rows if traced.shareable else user_loss
-    return run(spec, checks.reduction(reduction), UserLoss(traced.loss), traced.reads, rows, row_args, traced.constants)
+    reduction = checks.reduction(given["reduction"])
+    return run(spec, reduction, UserLoss(traced.loss), traced.reads, rows, row_args, traced.constants)
+
+
+def _loss(function: Callable, hidden: ArrayLike, head: ArrayLike, options: Mapping, **target: ArrayLike) -> Any:
+    given = completed(function, options)
+    terms = taken_terms(given)
+    spec, rows = check_linear_rows(function.__name__, hidden, head, **target, **given)
+    return loss_of_rows(spec, checks.reduction(given["reduction"]), rows, check_terms(**terms))

@@ -1,46 +1,15 @@
 """Divergences of two models whose logits are never whole: the public function, thin over ``_api.pair_arguments``."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array
+from jax.typing import ArrayLike
 
+from .options import LinearDivergence, completed, takes
 from .pair_arguments import linear_divergence_of
 
 
-def linear_divergence(
-    hidden: ArrayLike,
-    head: ArrayLike,
-    *,
-    teacher_logits: ArrayLike | None = None,
-    teacher_hidden: ArrayLike | None = None,
-    teacher_head: ArrayLike | None = None,
-    teacher_bias: ArrayLike | None = None,
-    teacher_head_vocab_axis: int | None = None,
-    teacher_top_k: tuple[ArrayLike, ArrayLike] | None = None,
-    top_k_tail: str = "bucket",
-    bias: ArrayLike | None = None,
-    head_vocab_axis: int = 1,
-    chunk_rows: int | None = None,
-    logits_dtype: DTypeLike | None = None,
-    kind: str | Callable = "forward_kl",
-    beta: float | Array = 0.5,
-    order: float | None = None,
-    labels: ArrayLike | None = None,
-    label_weight: float | Array | None = None,
-    scale_by_temperature_squared: bool = False,
-    stop_teacher_gradient: bool = False,
-    where: ArrayLike | None = None,
-    row_weights: ArrayLike | None = None,
-    class_mask: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    softcap: float | None = None,
-    temperature: float | Array = 1.0,
-    reduction: str = "mean",
-    axis_name: str | None = None,
-    implementation: str | None = None,
-) -> Any:
+@takes(LinearDivergence)
+def linear_divergence(hidden: ArrayLike, head: ArrayLike, **options: Unpack[LinearDivergence]) -> Any:
     """Divergence between ``softmax(hidden @ head + bias)`` and a teacher, without holding these logits.
 
     The value, the options and the gradients are those of ``divergence(hidden @ head + bias, teacher's logits, ...)`` with
@@ -85,35 +54,4 @@ def linear_divergence(
     Sources: Hinton et al. 2015 (https://arxiv.org/abs/1503.02531), section 2; chunked rows with gradients in the forward
     pass, Hsu et al. 2024 (Liger, https://arxiv.org/abs/2410.10989), section 3.
     """
-    return linear_divergence_of(
-        "linear_divergence",
-        hidden,
-        head,
-        bias=bias,
-        head_vocab_axis=head_vocab_axis,
-        teacher_logits=teacher_logits,
-        teacher_hidden=teacher_hidden,
-        teacher_head=teacher_head,
-        teacher_bias=teacher_bias,
-        teacher_head_vocab_axis=teacher_head_vocab_axis,
-        teacher_top_k=teacher_top_k,
-        top_k_tail=top_k_tail,
-        chunk_rows=chunk_rows,
-        logits_dtype=logits_dtype,
-        kind=kind,
-        beta=beta,
-        order=order,
-        labels=labels,
-        label_weight=label_weight,
-        scale_by_temperature_squared=scale_by_temperature_squared,
-        stop_teacher_gradient=stop_teacher_gradient,
-        where=where,
-        row_weights=row_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        reduction=reduction,
-        axis_name=axis_name,
-        implementation=implementation,
-    )
+    return linear_divergence_of("linear_divergence", hidden, head, **completed(linear_divergence, options))
