@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .. import guards
-from .._row.block import statistics_dtype
+from .._jax.dtypes import statistics_dtype
 from .._row.losses import times
 from .._row.reduce import counted_weights, keep, reduce_rows, weighted_losses
 from .._row.state import Maybe

@@ -9,13 +9,13 @@ from jaxtyping import Array
 
 from .. import guards
 from .._dense.shards import total_classes
+from .._jax.dtypes import statistics_dtype
 from .._linear.projection import Projection
 from .._linear.rows import describe
 from .._linear.spec import LinearSpec
 from .._pairs.kinds import KINDS, ORDERED, Kind, of_order, of_user
 from .._pairs.loss import PairRows, PairSpec, TopK
 from .._pairs.rows import linear_pair_loss, linear_pair_loss_jitted, pair_loss, pair_loss_jitted
-from .._row.block import statistics_dtype
 from .._row.labels import NOT_HERE, class_index
 from .._row.reduce import keep, valid_rows
 from .._row.user_loss import function_key

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._jax.versions import to_varying, varying_axes
+from .._jax.versions import joint_axes, varying_over
 from .._row.labels import local_index
 from .._row.state import NO_CLASS, State, rebase
 
@@ -36,8 +36,7 @@ def jointly_varying(operands: Any) -> Any:
 
     Done outside the custom_vjp, so that JAX inserts the sums over shards for operands that were replicated.
     """
-    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(operands)))
-    return jax.tree.map(lambda leaf: to_varying(leaf, axes), operands) if axes else operands
+    return varying_over(joint_axes(operands), operands)
 
 
 def merge_shards(state: State, axis_name: str | None, local_classes: int) -> State:

@@ -45,6 +45,16 @@ def to_varying(x, axes: frozenset[str]):
     return pcast(x, missing, to="varying") if pcast else getattr(jax.lax, "pvary")(x, missing)  # noqa: B009
 
 
+def joint_axes(tree) -> frozenset[str]:
+    """The mesh axes over which any array of ``tree`` varies."""
+    return frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def varying_over(axes: frozenset[str], tree):
+    """Every array of ``tree``, typed as varying over ``axes`` as well."""
+    return jax.tree.map(lambda leaf: to_varying(leaf, axes), tree)
+
+
 def is_concrete(x) -> bool:
     """Whether the values of ``x`` are known now, outside every trace."""
     return not isinstance(x, jax.core.Tracer)

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._jax.differentiated import cotangents, filled, is_asked, values_of
+from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, read, scan_rows, write_fresh
-from .._jax.versions import to_varying, varying_axes
-from .._row.block import statistics_dtype
+from .._jax.versions import joint_axes, to_varying
 from .._row.state import Maybe, as_shift, log_of_sum
-from .chunk import is_primal, values_of
 from .projection import (
     Layout,
     Projection,
@@ -186,8 +186,7 @@ def _all_lines(spec: BatchSpec, batch: Batch) -> tuple[Lines, Lines]:
 
 
 def _varying(batch: Batch, x: Array) -> Array:
-    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(batch)))
-    return to_varying(x, axes)
+    return to_varying(x, joint_axes(batch))
 
 
 def _row_losses(spec: BatchSpec, chunk: Chunk, lines: Lines | None, row: Array, positives: Array):
@@ -292,7 +291,7 @@ def _of_lines(spec: BatchSpec, weights: Weights, rows: Lines, columns: Lines) ->
 
 def _forward(spec: BatchSpec, primals: Batch, primal_weights: Weights):
     batch, weights = values_of((primals, primal_weights))
-    needed = Gradients._make(is_primal(x) and x.perturbed for x in primals[:4])
+    needed = Gradients._make(map(is_asked, primals[:4]))
     if spec.loss == "info_nce":
         rows, columns = _all_lines(spec, batch)
         value = _of_lines(spec, weights, rows, columns)
@@ -300,21 +299,12 @@ def _forward(spec: BatchSpec, primals: Batch, primal_weights: Weights):
     else:
         losses, gradients = _pass(spec, batch, weights, Known(), needed)
         value = jnp.sum(losses)
-    kept = tuple(jnp.zeros(0) if g is None else g for g in gradients)  # one structure whatever is differentiated
-    return value, (kept, batch, weights)
+    return value, (filled(gradients, Gradients(*batch[:4])), batch, weights)
 
 
 def _backward(spec: BatchSpec, residuals, g: Array):
     kept, batch, weights = residuals
-
-    def cotangent(gradient, primal):
-        if primal is None:
-            return None
-        if gradient.shape != primal.shape:
-            return jnp.zeros_like(primal)
-        return (g * gradient.astype(g.dtype)).astype(primal.dtype)
-
-    given = [cotangent(*pair) for pair in zip(kept, batch[:4], strict=True)]
+    given = cotangents(kept, Gradients(*batch[:4]), g)
     return Batch._make([*given, None, None, None, None]), jax.tree.map(jnp.zeros_like, weights)
 
 

@@ -33,9 +33,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._jax.differentiated import cotangents, is_asked, zeros
+from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import Pieces, add, cut, read, scan, write, write_fresh
 from .._jax.versions import is_split, to_varying, typed_like, varying_axes
-from .._row.block import Operands, Wanted, is_soft, statistics_dtype
+from .._row.block import Operands, Wanted, is_soft
 from .._row.labels import local_index
 from .._row.state import NO_CLASS, Maybe, State, merge
 from ..backends.record import Backend
@@ -208,11 +210,6 @@ def no_gradient(fused: Fused, needed: "Needed") -> Sums:
     return jax.tree.map(start, kept, parts_of(fused), is_leaf=lambda x: x is None)
 
 
-def zeros(like: Array, dtype) -> Array:
-    """Zeros of the shape, varying axes and explicit sharding of an array."""
-    return typed_like(to_varying(jnp.zeros(like.shape, dtype), varying_axes(like)), like)
-
-
 def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, start, fresh) -> Sums:
     """``sums`` with the gradients of the chunk that begins at row ``start``, from the cotangents ``g`` of its state, which
     are 0 where a row is not ``fresh``."""
@@ -260,18 +257,9 @@ def _without_dead_rows(wanted: Wanted, hidden: Array, g: State) -> Array:
     return jnp.where(dead[..., None], 0, hidden)
 
 
-def as_primals(sums: Sums, fused: Fused, scale) -> Fused:
-    """The cotangents of the arrays, each in the dtype of its primal; 0 where no gradient was needed, for the reason of
-    :func:`as_shapes`."""
-
-    def cotangent(total, primal):
-        if not is_floating(primal):
-            return None
-        if total is None or total.shape != primal.shape:
-            return zeros(primal, primal.dtype)
-        return (scale * total.astype(statistics_dtype(total.dtype))).astype(primal.dtype)
-
-    s = jax.tree.map(cotangent, sums, parts_of(fused), is_leaf=lambda x: x is None)
+def as_primals(sums: Sums, fused: Fused, scale=None) -> Fused:
+    """The cotangents of the arrays, each in the dtype of its primal; 0 where no gradient was needed."""
+    s = cotangents(sums, parts_of(fused), scale)
     return Fused(
         Projection(s.hidden, s.head, s.bias),
         Operands(logits=None, target=s.target, prior=s.prior, class_mask=None, temperature=s.temperature),
@@ -289,46 +277,6 @@ class Needed(NamedTuple):
     temperature: bool
 
 
-def as_shapes(needed: Needed) -> tuple[Array, ...]:
-    """Flags as empty or not empty arrays. A residual must have one structure whatever is differentiated: JAX traces a jitted
-    function's rules anew for every set, and takes the structure of one for another (0.7.2 and 0.12 raise, 0.10.2 gave a
-    trained head the zero gradient of a frozen one)."""
-    return tuple(jnp.zeros(int(flag)) for flag in needed)
-
-
-def from_shapes(flags: tuple[Array, ...]) -> Needed:
-    """The flags again."""
-    return Needed(*(flag.size > 0 for flag in flags))
-
-
-def filled(sums: Sums, fused: Fused) -> Sums:
-    """The sums with 0 in the place of gradients that were not needed, for the same reason."""
-
-    def fill(total, part):
-        return jnp.zeros(()) if total is None and is_floating(part) else total
-
-    return jax.tree.map(fill, sums, parts_of(fused), is_leaf=lambda x: x is None)
-
-
-def is_floating(part) -> bool:
-    """Whether there is an array, of floating numbers."""
-    return part is not None and jnp.issubdtype(part.dtype, jnp.floating)
-
-
-def is_primal(x) -> bool:
-    """Whether this is what the forward rule of a ``custom_vjp`` with symbolic zeros gets in an array's place."""
-    return hasattr(x, "perturbed")
-
-
-def values_of(primals):
-    """The arrays that the rules of a ``custom_vjp`` with symbolic zeros get."""
-    return jax.tree.map(lambda x: x.value, primals, is_leaf=is_primal)
-
-
 def perturbed(primals: Fused) -> Needed:
     """Which gradients a ``custom_vjp`` with symbolic zeros is asked for."""
-
-    def asked(x) -> bool:
-        return is_primal(x) and x.perturbed and jnp.issubdtype(x.value.dtype, jnp.floating)
-
-    return Needed(*map(asked, parts_of(primals)))
+    return Needed(*map(is_asked, parts_of(primals)))

@@ -24,9 +24,10 @@ from jaxtyping import Array
 
 from .._dense.shards import merge_shards
 from .._dense.vjp import mapped_together
+from .._jax.differentiated import as_shapes, filled, from_shapes, values_of, zeros
+from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import read, scan_rows
 from .._jax.versions import to_varying, varying_axes
-from .._row.block import statistics_dtype
 from .._row.state import State
 from .chunk import (
     Fused,
@@ -34,18 +35,14 @@ from .chunk import (
     Plan,
     add_gradient,
     as_primals,
-    as_shapes,
     by_platform,
     chunk_at,
     chunk_state,
     chunks_of,
-    filled,
-    from_shapes,
     in_one_block,
     no_gradient,
+    parts_of,
     perturbed,
-    values_of,
-    zeros,
 )
 from .projection import classes_of, product_dtype
 
@@ -101,7 +98,7 @@ def _state_backward(plan: Plan, residuals, cotangents: State):
 
         return scan_rows(chunks_of(plan, fused), step, no_gradient(fused, needed), plan.axis)[0]
 
-    return (as_primals(by_platform(plan, sums_of, fused, states, g), residuals[0], 1),)
+    return (as_primals(by_platform(plan, sums_of, fused, states, g), residuals[0]),)
 
 
 _opaque_state.defvjp(_state_forward, _state_backward, symbolic_zeros=True)
@@ -154,7 +151,7 @@ def _sum_forward(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Any):
     run = partial(_sum_and_gradients, loss, perturbed(fused))
     fused = values_of(fused)
     total, sums, *gradients = by_platform(plan, run, fused, values_of(rows), values_of(shared))
-    return total, (filled(sums, fused), *gradients, fused)
+    return total, (filled(sums, parts_of(fused)), *gradients, fused)
 
 
 def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, rows: Any, shared: Any):

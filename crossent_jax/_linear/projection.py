@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._jax.dtypes import statistics_dtype
 from .._jax.versions import explicit_sharding
-from .._row.block import statistics_dtype
 from .._row.state import Maybe
 
 

@@ -18,9 +18,10 @@ from jaxtyping import Array
 
 from .._dense.shards import jointly_varying, merge_shards
 from .._dense.vjp import without_dead_values
+from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, even_size
-from .._jax.versions import to_varying, varying_axes
-from .._row.block import Operands, Wanted, is_soft, statistics_dtype
+from .._jax.versions import joint_axes, varying_over
+from .._row.block import Operands, Wanted, is_soft
 from .._row.state import State
 from ..backends import BACKENDS
 from ..backends.record import Backend
@@ -174,5 +175,4 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
 def _varying_like(fused: Fused, tree: Any, axis_name: str | None) -> Any:
     """What the losses read besides the state, cast to the mesh axes over which the losses vary: those of any operand but the
     one over which the classes are split, whose shards are joined before."""
-    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves((fused, tree)))) - {axis_name}
-    return jax.tree.map(lambda leaf: to_varying(leaf, axes), tree)
+    return varying_over(joint_axes((fused, tree)) - {axis_name}, tree)

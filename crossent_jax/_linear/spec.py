@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._row.block import statistics_dtype
+from .._jax.dtypes import statistics_dtype
 from .._row.state import Maybe
 from .projection import Projection, product_dtype
 

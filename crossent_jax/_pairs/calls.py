@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._jax.differentiated import filled, is_asked, is_floating, is_primal, values_of, zeros
 from .._jax.row_blocks import in_blocks, over_blocks
-from .._jax.versions import to_varying, typed_like, varying_axes
-from .._linear.chunk import is_floating, is_primal, values_of
+from .._jax.versions import joint_axes, to_varying, typed_like, varying_axes, varying_over
 from ..backends import BACKENDS
 from .kinds import Kind
 from .loss import PairRows, PairSpec, TopK, pair_losses
@@ -42,9 +42,9 @@ def alike(axis_name: str | None, of_classes: Any, rows: PairRows) -> tuple[Any, 
     top_k = isinstance(rows.teacher, TopK)  # indices are global: they belong to the rows
     of_classes = of_classes, rows.logits, None if top_k else rows.teacher
     of_rows = rows._replace(logits=None, teacher=rows.teacher if top_k else None)
-    axes = frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves((of_classes, of_rows))))
-    given, logits, teacher = jax.tree.map(lambda leaf: to_varying(leaf, axes), of_classes)
-    of_rows = jax.tree.map(lambda leaf: to_varying(leaf, axes - {axis_name}), of_rows)
+    axes = joint_axes((of_classes, of_rows))
+    given, logits, teacher = varying_over(axes, of_classes)
+    of_rows = varying_over(axes - {axis_name}, of_rows)
     return given, of_rows._replace(logits=logits, teacher=of_rows.teacher if top_k else teacher)
 
 
@@ -55,10 +55,9 @@ def _losses(spec: PairSpec, class_mask: Any, rows: PairRows) -> Array:
 
 def _forward(spec: PairSpec, primal_mask: Any, primals: PairRows):
     class_mask, rows = values_of((primal_mask, primals))
-    needed = [x.perturbed and is_floating(x.value) for x in jax.tree.leaves(primals, is_leaf=is_primal)]
+    needed = [is_asked(x) for x in jax.tree.leaves(primals, is_leaf=is_primal)]
     losses, gradients = losses_and_gradients(spec, needed, class_mask, rows, None)
-    residuals = [jnp.zeros(()) if g is None else g for g in gradients]  # one structure whatever is differentiated
-    return losses, (residuals, rows)
+    return losses, (filled(gradients, jax.tree.leaves(rows)), rows)
 
 
 def losses_and_gradients(spec: PairSpec, needed: list[bool], class_mask: Any, rows: PairRows, g: Array | None):
@@ -100,7 +99,7 @@ def _backward(spec: PairSpec, residuals, g: Array):
         if not is_floating(x):
             return None
         if gradient.shape != x.shape:
-            return typed_like(jnp.zeros(x.shape, x.dtype), x)
+            return zeros(x, x.dtype)
         scale = g.reshape(*g.shape, *[1] * (x.ndim - g.ndim))
         return typed_like(jnp.where(scale == 0, 0, scale * gradient.astype(g.dtype)).astype(x.dtype), x)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._row.block import statistics_dtype
+from .._jax.dtypes import statistics_dtype
 from .series import expm1_minus, near_zero
 
 

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._jax.differentiated import as_shapes, cotangents, filled, from_shapes, is_asked, is_primal, values_of, zeros
+from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, read, scan_rows, write_fresh
-from .._jax.versions import typed_like
-from .._linear.chunk import is_floating, is_primal, values_of, zeros
 from .._linear.projection import (
     Layout,
     Projection,
@@ -35,7 +35,6 @@ from .._linear.projection import (
     product_dtype,
     transposed,
 )
-from .._row.block import statistics_dtype
 from .._row.state import Maybe
 from ..backends import BACKENDS
 from .calls import alike, losses_and_gradients, losses_of_pairs
@@ -155,12 +154,8 @@ class Gradients(NamedTuple):
 
 def _needed(primals: PairCall) -> Gradients:
     """Which are asked for, as truth values."""
-
-    def asked(x) -> bool:
-        return is_primal(x) and x.perturbed and is_floating(x.value)
-
-    sides = [OfSide() if side is None else OfSide(*map(asked, side)) for side in primals[:2]]
-    return Gradients(sides[0], sides[1], tuple(map(asked, jax.tree.leaves(primals.rows, is_leaf=is_primal))))
+    sides = [OfSide() if side is None else OfSide(*map(is_asked, side)) for side in primals[:2]]
+    return Gradients(sides[0], sides[1], tuple(map(is_asked, jax.tree.leaves(primals.rows, is_leaf=is_primal))))
 
 
 def _parts(call: PairCall) -> Gradients:
@@ -247,33 +242,11 @@ def _add_products(plan: PairPlan, layout, here, dz, dead: Maybe, sums: OfSide, s
     )
 
 
-def _as_primals(gradients: Gradients, call: PairCall, scale) -> PairCall:
+def _as_primals(gradients: Gradients, call: PairCall, scale: Maybe = None) -> PairCall:
     """The cotangents of the arrays, each in the dtype of its primal; 0 where none was needed."""
-
-    def cotangent(gradient, primal):
-        if not is_floating(primal):
-            return None
-        if gradient.shape != primal.shape:
-            return zeros(primal, primal.dtype)
-        wide = gradient.astype(statistics_dtype(gradient.dtype))
-        return typed_like((wide if scale is None else scale * wide).astype(primal.dtype), primal)
-
-    parts = _parts(call)
-    student, teacher = (OfSide(*map(cotangent, *sides)) for sides in zip(gradients[:2], parts[:2], strict=True))
-    rows = jax.tree.structure(call.rows).unflatten(map(cotangent, gradients.rows, parts.rows))
-    student, teacher = (
-        None if side is None else Projection(*of) for side, of in zip(call[:2], (student, teacher), strict=True)
-    )
-    return PairCall(student, teacher, None, rows)
-
-
-def _filled(gradients: Gradients, call: PairCall) -> Gradients:
-    """One structure whatever is differentiated: a number where no gradient was needed (see ``chunk.as_shapes``)."""
-
-    def fill(gradient, part):
-        return jnp.zeros(()) if gradient is None and part is not None else gradient
-
-    return jax.tree.map(fill, gradients, _parts(call), is_leaf=lambda x: x is None)
+    given = cotangents(gradients, _parts(call), scale)
+    student, teacher = (None if side is None else Projection(*of) for side, of in zip(call[:2], given[:2], strict=True))
+    return PairCall(student, teacher, None, jax.tree.structure(call.rows).unflatten(given.rows))
 
 
 # --- a sum of losses: gradients in the forward pass ------------------------------------------------
@@ -287,7 +260,7 @@ def _sum(plan: PairPlan, call: PairCall) -> Array:
 def _sum_forward(plan: PairPlan, primals: PairCall):
     call = values_of(primals)
     losses, gradients = _losses_and_gradients(plan, _needed(primals), call, None)
-    return jnp.sum(losses), (_filled(gradients, call), call)
+    return jnp.sum(losses), (filled(gradients, _parts(call)), call)
 
 
 def _sum_backward(plan: PairPlan, residuals, g: Array):
@@ -308,15 +281,13 @@ def _losses(plan: PairPlan, call: PairCall) -> Array:
 
 def _losses_forward(plan: PairPlan, primals: PairCall):
     call = values_of(primals)
-    flags = jax.tree.map(lambda asked: jnp.zeros(int(asked)), _needed(primals))
-    return _forward_only(plan, call), (call, flags)
+    return _forward_only(plan, call), (call, as_shapes(_needed(primals)))
 
 
 def _losses_backward(plan: PairPlan, residuals, g: Array):
     call, flags = residuals
-    needed = jax.tree.map(lambda flag: flag.size > 0, flags)
-    _, gradients = _losses_and_gradients(plan, needed, call, g)
-    return (_as_primals(_filled(gradients, call), call, None),)
+    _, gradients = _losses_and_gradients(plan, from_shapes(flags), call, g)
+    return (_as_primals(gradients, call),)
 
 
 _losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)

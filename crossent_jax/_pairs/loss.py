@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._dense.shards import local_labels, sum_over, total_classes
 from .._dense.vjp import row_state, without_dead_values
-from .._row.block import Operands, Wanted, along_axis, is_soft, statistics_dtype
+from .._jax.dtypes import statistics_dtype
+from .._row.block import Operands, Wanted, along_axis, is_soft
 from .._row.labels import NOT_HERE
 from .._row.logit_map import logit_map
 from .._row.reduce import weighted_losses

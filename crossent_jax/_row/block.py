@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .._jax.dtypes import statistics_dtype
 from .._jax.versions import lookup
 from .labels import is_label, label_value
 from .logit_map import logit_map, logit_map_slope
@@ -48,11 +49,6 @@ class Wanted(NamedTuple):
     rows_may_drop: bool = True
     gradient_follows: bool = False
     differentiated_by_jax: bool = False
-
-
-def statistics_dtype(dtype) -> jnp.dtype:
-    """float64 for float64 logits, float32 for every other floating dtype."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def is_soft(target: Array) -> bool:

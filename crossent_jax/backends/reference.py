@@ -3,7 +3,8 @@
 This is the definition that other backends are tested against, and the remedy wherever JAX refuses forward mode.
 """
 
-from .._row.block import Operands, Wanted, block_state, is_soft, statistics_dtype
+from .._jax.dtypes import statistics_dtype
+from .._row.block import Operands, Wanted, block_state, is_soft
 from .._row.state import State
 from .record import Backend, supports_everything
 

@@ -46,8 +46,8 @@ from jaxtyping import Array
 from .._api import checks
 from .._api.binary import binary_cross_entropy
 from .._api.cross_entropy import cross_entropy, soft_cross_entropy
+from .._jax.dtypes import statistics_dtype
 from .._pairs import integrands
-from .._row.block import statistics_dtype
 
 Axes = int | tuple[int, ...] | None
 

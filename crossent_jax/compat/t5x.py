@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from .._api import checks
 from .._api.cross_entropy import soft_cross_entropy
-from .._row.block import statistics_dtype
+from .._jax.dtypes import statistics_dtype
 
 
 def cross_entropy_with_logits(

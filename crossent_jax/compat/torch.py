@@ -31,8 +31,9 @@ from .._api import checks
 from .._api.binary import binary_cross_entropy
 from .._api.cross_entropy import cross_entropy as index_cross_entropy
 from .._api.cross_entropy import soft_cross_entropy
+from .._jax.dtypes import statistics_dtype
 from .._pairs import integrands
-from .._row.block import along_axis, statistics_dtype
+from .._row.block import along_axis
 from .._row.losses import times
 from .._row.reduce import keep, valid_rows
 

@@ -8,10 +8,10 @@ from jaxtyping import Array, ArrayLike
 from .. import guards
 from .._api import checks
 from .._api.kl_arrays import kl
+from .._jax.dtypes import statistics_dtype
 from .._jax.versions import is_concrete
 from .._pairs import integrands
 from .._pairs.kinds import weighted
-from .._row.block import statistics_dtype
 
 
 def given(name: str, value, log_value, axis: int) -> tuple[Array, Array, int]:

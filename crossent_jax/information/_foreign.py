@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._row.block import statistics_dtype
+from .._jax.dtypes import statistics_dtype
 from ._continuous import Beta, Exponential, Gamma, Laplace, LogNormal, Normal, Uniform
 from ._discrete import Bernoulli, Categorical, Poisson
 from ._family import Family

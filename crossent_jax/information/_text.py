@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from .._api import checks
+from .._jax.dtypes import statistics_dtype
 from .._jax.versions import is_concrete
-from .._row.block import statistics_dtype
 
 
 def bits_per_byte(total_nll: ArrayLike, byte_count: ArrayLike) -> Array:

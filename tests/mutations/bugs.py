@@ -228,7 +228,7 @@ BUGS = (
     ),
     Bug(
         "trap 10: sums in the logits' dtype (ejkernel, Liger, torch)",
-        "_row/block.py",
+        "_jax/dtypes.py",
         "jnp.float64 if dtype == jnp.float64 else jnp.float32)",
         "dtype)",
         f"{TRAPS}::test_sums_of_losses_are_float32[xla]",
@@ -502,7 +502,7 @@ BUGS = (
     Bug(
         "linear: the structure of the residuals tells what is differentiated (wrong or refused on a second trace)",
         "_linear/fused.py",
-        "return total, (filled(sums, fused), *gradients, fused)",
+        "return total, (filled(sums, parts_of(fused)), *gradients, fused)",
         "return total, (sums, *gradients, fused)",
         "tests/test_linear_transforms.py::test_one_call_with_a_trained_and_with_a_frozen_head",
     ),

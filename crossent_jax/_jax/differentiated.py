@@ -1,0 +1,73 @@
+"""What a ``custom_vjp`` with symbolic zeros is asked for, and the cotangents that it gives.
+
+Its residuals must have one structure whatever is differentiated: JAX traces a jitted function's rules anew for every set of
+differentiated arguments, and takes the structure of one for another (0.7.2 and 0.12 raise, 0.10.2 gave a trained head the
+zero gradient of a frozen one). So a flag is the size of an array, and a gradient that was not needed is a number.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .dtypes import statistics_dtype
+from .versions import to_varying, typed_like, varying_axes
+
+
+def is_primal(x) -> bool:
+    """Whether this is what the forward rule gets in an array's place."""
+    return hasattr(x, "perturbed")
+
+
+def values_of(primals: Any) -> Any:
+    """The arrays."""
+    return jax.tree.map(lambda x: x.value, primals, is_leaf=is_primal)
+
+
+def is_asked(x) -> bool:
+    """Whether the gradient of what stands in an array's place is asked for."""
+    return is_primal(x) and x.perturbed and is_floating(x.value)
+
+
+def is_floating(x) -> bool:
+    """Whether there is an array, of floating numbers."""
+    return x is not None and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def as_shapes(flags: Any) -> Any:
+    """Flags as empty or not empty arrays."""
+    return jax.tree.map(lambda flag: jnp.zeros(int(flag)), flags)
+
+
+def from_shapes(shapes: Any) -> Any:
+    """The flags again."""
+    return jax.tree.map(lambda x: x.size > 0, shapes)
+
+
+def filled(gradients: Any, parts: Any) -> Any:
+    """The gradients of ``parts``, a number in the place of those that were not needed (None)."""
+
+    def fill(gradient, part):
+        return jnp.zeros(()) if gradient is None and is_floating(part) else gradient
+
+    return jax.tree.map(fill, gradients, parts, is_leaf=lambda x: x is None)
+
+
+def cotangents(gradients: Any, parts: Any, scale: jax.Array | None = None) -> Any:
+    """The cotangents of ``parts`` from their gradients, multiplied in float32 and then in the dtype of each; 0 where none
+    was needed, None for what is not floating."""
+
+    def cotangent(gradient, part):
+        if not is_floating(part):
+            return None
+        if gradient is None or gradient.shape != part.shape:
+            return zeros(part, part.dtype)
+        wide = gradient.astype(statistics_dtype(gradient.dtype))
+        return typed_like((wide if scale is None else scale * wide).astype(part.dtype), part)
+
+    return jax.tree.map(cotangent, gradients, parts, is_leaf=lambda x: x is None)
+
+
+def zeros(like: jax.Array, dtype) -> jax.Array:
+    """Zeros of the shape, varying axes and explicit sharding of an array."""
+    return typed_like(to_varying(jnp.zeros(like.shape, dtype), varying_axes(like)), like)
