@@ -17,15 +17,25 @@ author = "the crossent_jax contributors"
 copyright = author
 version = release = metadata.version("crossent-jax")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
+extensions += ["sphinx.ext.mathjax", "sphinx-mathjax-offline"]  # MathJax comes with the site: formulas need no network
 exclude_patterns = ["_build"]
 
 html_theme = "sphinx_book_theme"
 html_title = f"crossent_jax {release}"
-html_theme_options = {"repository_url": SOURCE, "use_repository_button": True, "show_toc_level": 2}
+html_theme_options = {
+    "repository_url": SOURCE,
+    "use_repository_button": True,
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # the side bar has the search
+    "footer_content_items": ["copyright.html"],
+}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+mathjax3_config = {"loader": {"load": ["[tex]/textmacros"]}, "tex": {"packages": {"[+]": ["textmacros"]}}}  # \\_ in \\texttt
 nb_execution_mode = "off"
 nb_merge_streams = True
 
@@ -41,9 +51,10 @@ def copy_notebooks() -> None:
     folder.mkdir()
     notebooks = sorted((DOCS.parent / "notebooks").glob("[0-9]*.ipynb"))
     for notebook in notebooks:
-        shutil.copy2(notebook, folder)
+        text = re.sub(r"!\[([^]]*)\]\(https://[^)]*\)", r"\1", notebook.read_text())  # no badge from another host: its words
+        (folder / notebook.name).write_text(text)
     names = "\n".join(notebook.stem for notebook in notebooks)
-    page = f"# Notebooks\n\nWorked examples, with their results.\n\n```{{toctree}}\n{names}\n```\n"
+    page = f"# Notebooks\n\nWorked examples, with their results.\n\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n"
     (folder / "index.md").write_text(page)
 
 

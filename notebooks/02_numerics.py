@@ -323,9 +323,9 @@ assert jnp.isnan(slopes[0])
 #
 # Policy optimisation and distillation watch KL divergences near 0, where it is of second order: logits that differ by
 # $10^{-5}$ have a KL of about $10^{-10}$. The plain formula $\sum t (\log t - \log p)$ adds terms of size $10^{-5}$, of
-# either sign, rounded to $10^{-8}$ or so, and what remains is noise, often a negative number. `kl_divergence` sums $p - t
-# - t \log (p / t)$ instead, each term of which is non-negative, and takes it from the series of $e^x - 1 - x$ where $p$
-# and $t$ are close.
+# either sign, rounded to $10^{-8}$ or so, and what remains is noise, often a negative number. `kl_divergence` sums
+# $p - t - t \log (p / t)$ instead, each term of which is non-negative, and takes it from the series of $e^x - 1 - x$ where
+# $p$ and $t$ are close.
 
 
 # %%

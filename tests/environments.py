@@ -9,7 +9,7 @@
 | peers | torch 2.13 answers the committed fixtures again |
 | frameworks | models of Flax and Equinox train with the linear loss; distributions of distrax, numpyro and TFP |
 | notebooks | every notebook runs in FAST mode, on this Python and, with jax 0.7.2, on Python 3.13 |
-| docs | the documentation builds without a warning; its examples run |
+| docs | the documentation builds without a warning and loads nothing from another host; its examples run |
 | benchmarks | the smoke suite: ratios to the naive formula, and the compiler's figures, beside the committed ones |
 | aot | tests/test_aot.py, with the compilers of TPUs and of an H100; cycles on TPUs beside the committed ones |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
@@ -22,6 +22,7 @@ between versions is how a program is traced and compiled, which every case of a 
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def notebooks() -> None:
 def docs() -> None:
     for builder in ("html", "doctest"):
         run(tools(), "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, "docs", f"docs/_build/{builder}")
+    check_that_nothing_is_remote(ROOT / "docs/_build/html")
 
 
 def benchmarks() -> None:
@@ -163,6 +165,20 @@ def check_that_nothing_moves(python: Path) -> None:
     if moved:
         raise SystemExit(f"installing crossent-jax beside jax 0.7.2 would replace {sorted(moved)}")
     print("installing beside jax 0.7.2 adds only", ", ".join(sorted(planned)), flush=True)
+
+
+def check_that_nothing_is_remote(site: Path) -> None:
+    """No page or style sheet may load a script, style sheet, font or picture from another host; links are not loaded."""
+    loads = re.compile(
+        r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\s(?:src|srcset)\s*=\s*["']?(?:https?:)?//[^"'\s>]+"""
+        r"""|<link\b[^>]*?\shref\s*=\s*["']?(?:https?:)?//[^"'\s>]+"""
+        r"""|(?:url\(|@import)\s*["']?(?:https?:)?//[^"'\s)]+"""
+    )
+    pages = [path for path in sorted(site.rglob("*")) if path.suffix in (".html", ".css")]
+    found = [f"{path.relative_to(site)}: {load}" for path in pages for load in loads.findall(path.read_text())]
+    if not pages or found:
+        raise SystemExit("\n".join(["the documentation loads from other hosts:", *found]))
+    print(f"{len(pages)} pages and style sheets load nothing from another host", flush=True)
 
 
 LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, notebooks, docs, benchmarks, aot, floor, newest)}
