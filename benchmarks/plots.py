@@ -19,6 +19,7 @@ from .table import time_of
 OURS = "#c1272d"
 PALETTE = ("#1f5fa8", "#5b9f3b", "#8d5bb5", "#b98521", "#2a9d9d", "#7f7f7f", "#d16ba5", "#4d4d9a", "#9b6a4a", "#444444")
 MARKERS = "s^Dv<>P"  # of the others; as many as have no divisor in common with the number of colors
+MOST_RATIO = {"x": 1e3, "y": 1e6}  # of an axis that has room for three numbers a decade
 LEAST_POINTS = 3  # of a line
 LEAST_ERROR = 1e-9  # drawn: an axis of logarithms has no place for 0
 WIDTH = 8.4  # inches
@@ -84,8 +85,9 @@ def family(rows: list[dict], axis: str) -> list[dict]:
 
 
 def plain(axis) -> None:
-    """Numbers a person reads, at 1, 2 and 5 of each decade of a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Numbers a person reads on a logarithmic axis with its data: at 1, 2 and 5 of a decade, at 1 where they lack room."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_RATIO[axis.axis_name] * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from datetime import datetime
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import optuna
@@ -28,21 +28,25 @@ def best_so_far(study: optuna.Study) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.arange(1, len(values) + 1)[known], values[best][known], errors[best][known]
 
 
-def begin(height: float, ax: Axes | None) -> Axes:
-    """``ax``, or the axes of a new figure, as wide as a page with room for a legend beside them."""
-    return ax or Figure(figsize=(8, height), layout="constrained").subplots()
-
-
-def finish(axes: Axes, ax: Axes | None, loc: str) -> Figure | Axes:
-    """Adds the legend and returns what the caller shall. It is inside a given ``ax`` at ``loc``, for its neighbours are not
-    known, and beside the axes of a figure that is ours, which grows until it has the height."""
+def begin(ax: Axes | None, height: float) -> tuple[Axes, Figure | None]:
+    """``ax`` and None, or the axes of a new figure and that figure, with room for a legend beside them."""
     if ax is not None:
-        ax.legend(loc=loc, fontsize="small")
-        return ax
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, fontsize="small", frameon=False)
-    figure = axes.get_figure(root=True)
-    lines = sum(text.get_text().count("\n") + 1 for text in axes.get_legend().get_texts())
-    figure.set_figheight(max(figure.get_figheight(), 1 + 0.18 * lines))
+        return ax, None
+    figure = Figure(figsize=(8, height), layout="constrained")
+    return figure.subplots(), figure
+
+
+def finish(axes: Axes, figure: Figure | None, loc: Literal["best", "upper left"]) -> Figure | Axes:
+    """Adds the legend and returns what the caller shall. It is inside given axes at ``loc``, for their neighbours are not
+    known, and beside the axes of a figure of ours, which grows until it has room."""
+    if figure is None:
+        axes.legend(loc=loc, fontsize="small")
+        return axes
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, fontsize="small", frameon=False)
+    lines = sum(text.get_text().count("\n") + 1 for text in legend.get_texts())
+    width, height = figure.get_size_inches()
+    missing = max(0.0, 1 + 0.18 * lines - height)
+    figure.set_size_inches(width + missing, height + missing)  # width too: axes of equal scales fill it
     return figure
 
 
@@ -87,19 +91,17 @@ def plot_best_so_far(studies, ax=None):
     for name, (trials, _, _) in drawn.items():
         if not len(trials):
             raise ValueError(f"the study {name!r} has no trial with a score to draw.")
-    axes = begin(4, ax)
+    axes, figure = begin(ax, 4)
     for number, (name, (trials, best, error)) in enumerate(drawn.items()):
         label = textwrap.fill(name, LETTERS)
         (line,) = axes.step(trials, best, dash(number), marker="o", markersize=3, where="post", label=label)
         color = line.get_color()
         axes.fill_between(trials, best - error, best + error, step="post", color=color, alpha=0.2, linewidth=0)
-        axes.errorbar(
-            trials[-1], best[-1], error[-1], fmt="none", color=color, elinewidth=1
-        )  # where the band ends, it has no width
+        axes.errorbar(trials[-1], best[-1], error[-1], fmt="none", color=color, elinewidth=1)  # there the band has no width
     axes.set(xlabel="trials", ylabel="best held-out loss so far (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.grid(alpha=0.3)
-    return finish(axes, ax, "best")
+    return finish(axes, figure, "best")
 
 
 @overload
@@ -134,7 +136,7 @@ def plot_reliability(reliabilities, ax=None):
     named = {"": reliabilities} if isinstance(reliabilities, Reliability) else reliabilities
     if not named:
         raise ValueError("reliabilities must have a result to draw; got none.")
-    axes = begin(5.2, ax)
+    axes, figure = begin(ax, 5.2)
     margin, depth = 0.03, 0.24  # of the scale of accuracy: around it, and below it for the strip
     strip = axes.inset_axes((0, 0, 1, depth / (1 + 2 * margin + depth)), sharex=axes, facecolor="none")
     axes.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="calibrated")
@@ -157,4 +159,4 @@ def plot_reliability(reliabilities, ax=None):
     strip.tick_params(axis="x", bottom=False, labelbottom=False)
     strip.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     strip.yaxis.set_minor_locator(NullLocator())
-    return finish(axes, ax, "upper left")
+    return finish(axes, figure, "upper left")
