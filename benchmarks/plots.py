@@ -18,7 +18,7 @@ from .table import time_of
 
 OURS = "#c1272d"
 PALETTE = ("#1f5fa8", "#5b9f3b", "#8d5bb5", "#b98521", "#2a9d9d", "#7f7f7f", "#d16ba5", "#4d4d9a", "#9b6a4a", "#444444")
-MARKERS = "s^Dv<>P"  # of the others; as many as have no divisor in common with the number of colors
+MARKERS = "s^dv<>P"  # of the others; as many as have no divisor in common with the number of colors
 MOST_RATIO = {"x": 1e3, "y": 1e6}  # of an axis that has room for three numbers a decade
 LEAST_POINTS = 3  # of a line
 LEAST_ERROR = 1e-9  # drawn: an axis of logarithms has no place for 0
