@@ -1,8 +1,11 @@
-"""Pictures of results: each is drawn if the files hold what it needs, and says so if not."""
+"""Pictures of results: each is drawn if the files hold what it needs, and says so if not.
+
+All are as wide as a README shows them, with the title above the panels and one legend below, so that text meets no text.
+"""
 
 import math
+import textwrap
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,11 +18,44 @@ from .table import time_of
 
 OURS = "#c1272d"
 PALETTE = ("#1f5fa8", "#5b9f3b", "#8d5bb5", "#b98521", "#2a9d9d", "#7f7f7f", "#d16ba5", "#4d4d9a", "#9b6a4a", "#444444")
+MARKERS = "s^dv<>P"  # of the others; as many as have no divisor in common with the number of colors
+MOST_RATIO = {"x": 1e3, "y": 1e6}  # of an axis that has room for three numbers a decade
 LEAST_POINTS = 3  # of a line
+LEAST_ERROR = 1e-9  # drawn: an axis of logarithms has no place for 0
+WIDTH = 8.4  # inches
+LINE = 0.19  # inches, of a legend
+LETTERS = 105  # that fit it at 9 points
 
 
-def color(name: str, names: list[str]) -> str:
-    return OURS if name == "ours" else PALETTE[[n for n in names if n != "ours"].index(name) % len(PALETTE)]
+def style(name: str, names: list[str]) -> tuple[str, str]:
+    """Color and marker of a contender: no two of its figure have both in common."""
+    if name == "ours":
+        return OURS, "o"
+    number = [n for n in names if n != "ours"].index(name)
+    return PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+
+
+def names_in(rows: list[dict]) -> list[str]:
+    """Contenders, ours first."""
+    return sorted(dict.fromkeys(row["impl"] for row in rows), key=lambda name: name != "ours")
+
+
+def filled(text: str, letters: int) -> str:
+    """The lines of ``text``, broken where they are longer."""
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+
+
+def sheet(title: str, lines: int = 1, columns: int = 1, height: float = 3.6, sharey: bool = False):
+    """A figure under ``title``, and its panels (lines, columns), each ``height`` inches high with its labels."""
+    size = (WIDTH, 0.5 + height * lines)
+    figure, panels = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=sharey, layout="constrained")
+    figure.suptitle(filled(title, LETTERS - 15), fontsize=10)
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.label.set_size(9)
+        axes.yaxis.label.set_size(9)
+    return figure, panels
 
 
 def figures_of(results: Results) -> list[dict]:
@@ -28,12 +64,15 @@ def figures_of(results: Results) -> list[dict]:
 
 
 def legend(figure: Figure, panels) -> None:
-    """One entry for each name in any of the panels."""
+    """One entry for each name in any of the panels, below them."""
     found = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside right upper", fontsize=8, frameon=False)
+        found |= {filled(label, LETTERS - 10): handle for label, handle in zip(labels, handles, strict=True)}
+    columns = min(len(found), max(1, LETTERS // (max(map(len, found)) + 10)))
+    lines = math.ceil(sum(name.count("\n") + 1 for name in found) / columns)
+    figure.set_figheight(figure.get_figheight() + LINE * lines)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
 def family(rows: list[dict], axis: str) -> list[dict]:
@@ -46,43 +85,47 @@ def family(rows: list[dict], axis: str) -> list[dict]:
 
 
 def plain(axis) -> None:
-    """Numbers a person reads, at 1, 2 and 5 of each decade of a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Numbers a person reads on a logarithmic axis with its data: at 1, 2 and 5 of a decade, at 1 where they lack room."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_RATIO[axis.axis_name] * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def draw_lines(axes, rows: list[dict], axis: str, value: Callable[[dict], float | None], names: list[str]) -> None:
-    for name in names:
-        points = sorted((row[axis], y) for row in rows if row["impl"] == name and (y := value(row)))
-        if len(points) >= LEAST_POINTS:
-            xs, ys = zip(*points, strict=True)
-            axes.plot(
-                xs, ys, "o-", color=color(name, names), linewidth=2.5 if name == "ours" else 1.2, markersize=4, label=name
-            )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    plain(axes.yaxis)
-    axes.grid(alpha=0.3, which="major")
+def draw_lines(axes, lines: dict[str, dict[float, float]]) -> None:
+    """A line for each name. Each is thinner than the one before and lies on it, so that those that coincide are all seen."""
+    names = list(lines)
+    for name, share in zip(names, np.geomspace(1, 0.25, len(names)), strict=True):
+        if len(lines[name]) >= LEAST_POINTS:
+            xs, ys = zip(*sorted(lines[name].items()), strict=True)
+            color, marker = style(name, names)
+            axes.plot(xs, ys, marker=marker, color=color, linewidth=5 * share, markersize=11 * share, label=name)
 
 
 def over(axis: str, label: str):
     """Time and temporary memory against one size."""
+    measures = {
+        "median time (ms)": time_of,
+        "temporary memory as compiled (MiB)": lambda row: row["temp_bytes"] and row["temp_bytes"] / 2**20,
+    }
 
     def draw(files: list[Results]) -> Figure | str:
         rows = family([row for row in figures_of(files[0]) if row.get("ranked")], axis)
         if len({row[axis] for row in rows}) < LEAST_POINTS:
             return f"fewer than {LEAST_POINTS} cases in which only {axis} varies"
-        names = list(dict.fromkeys(row["impl"] for row in rows))
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-        draw_lines(left, rows, axis, time_of, names)
-        draw_lines(right, rows, axis, lambda row: row["temp_bytes"] and row["temp_bytes"] / 2**20, names)
-        left.set(xlabel=label, ylabel="milliseconds", title="time")
-        right.set(xlabel=label, ylabel="MiB", title="temporary memory, as compiled")
         case = case_of(rows[0])
         fixed = ", ".join(f"{key}={rows[0][key]}" for key in ("n", "d", "v") if key != axis and rows[0][key])
-        figure.suptitle(f"{case.operation}, {fixed}, {case.dtype}, {case.mode} on {files[0].device}", fontsize=11)
-        legend(figure, [left, right])
+        figure, panels = sheet(f"{case.operation}, {fixed}, {case.dtype}, {case.mode} on {files[0].device}", columns=2)
+        for axes, (ylabel, measure) in zip(panels.flat, measures.items(), strict=True):
+            lines = {name: {} for name in names_in(rows)}
+            for row in rows:
+                if value := measure(row):
+                    lines[row["impl"]][row[axis]] = value
+            draw_lines(axes, lines)
+            axes.set_xscale("log", base=2)
+            axes.set(yscale="log", xlabel=label, ylabel=ylabel)
+            plain(axes.yaxis)
+        legend(figure, panels.flat)
         return figure
 
     return draw
@@ -94,33 +137,42 @@ def roofline(files: list[Results]) -> Figure | str:
     ceilings = {dtype: ceiling for dtype, ceiling in files[0].ceilings.items() if any(row["dtype"] == dtype for row in rows)}
     if not ceilings:
         return "no case with matrix products, or no ceilings"
-    names = list(dict.fromkeys(row["impl"] for row in rows))
-    figure, panels = plt.subplots(
-        1, len(ceilings), figsize=(5.4 * len(ceilings) + 1, 4.6), squeeze=False, layout="constrained"
+    names = names_in(rows)
+    title = (
+        f"losses with matrix products on {files[0].device}\npoint: a contender in a case; line: ceiling measured in that run"
     )
+    figure, panels = sheet(title, columns=len(ceilings))
     for axes, (dtype, ceiling) in zip(panels[0], ceilings.items(), strict=True):
-        mine = [row for row in rows if row["dtype"] == dtype]
-        intensities = [row["operations"] / row["least_bytes"] for row in mine]
-        line = [min(intensities) / 2, max(intensities) * 2]
-        knee = ceiling["operations_per_second"] / ceiling["bytes_per_second"]
-        xs = sorted({*line, *([knee] if line[0] < knee < line[1] else [])})
-        roof = [min(x * ceiling["bytes_per_second"], ceiling["operations_per_second"]) / 1e9 for x in xs]
-        axes.plot(xs, roof, color="black", linewidth=1.2)
-        axes.text(xs[-1], roof[-1] * 0.97, "measured ceiling ", ha="right", va="top", fontsize=8)
-        for name in [n for n in names if n != "ours"] + ["ours"]:
-            points = [
-                (r["operations"] / r["least_bytes"], r["operations_per_second"] / 1e9) for r in mine if r["impl"] == name
-            ]
-            if points:
-                axes.scatter(
-                    *zip(*points, strict=True), s=26 if name == "ours" else 13, color=color(name, names), label=name
-                )
-        axes.set(xscale="log", yscale="log", xlabel="operations a byte, both at the least", ylabel="GFLOP/s", title=dtype)
+        points = {name: [place(r) for r in rows if (r["dtype"], r["impl"]) == (dtype, name)] for name in names}
+        every = np.array([point for some in points.values() for point in some])
+        product, copy = ceiling["operations_per_second"] / 1e9, ceiling["bytes_per_second"] / 1e9
+        ends, knee = (every[:, 0].min() / 2, every[:, 0].max() * 2), product / copy
+        line = np.unique(np.clip([ends[0], knee, ends[1]], *ends))
+        axes.plot(line, np.minimum(line * copy, product), color="black", linewidth=1.2)
+        for name in filter(points.get, names):
+            color, marker = style(name, names)
+            size, front = (36, 3) if name == "ours" else (20, 2)
+            axes.scatter(*zip(*points[name], strict=True), s=size, color=color, marker=marker, zorder=front, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="operations per byte, both the least possible", ylabel="GFLOP/s")
+        about = f"{dtype}\nceiling: product {product:.3g} GFLOP/s, copy {copy:.3g} GB/s" + above(every, product, copy)
+        axes.set_title(filled(about, LETTERS // len(ceilings) - 8), fontsize=9)
         plain(axes.xaxis), plain(axes.yaxis)
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"products of the losses on\n{files[0].device}", fontsize=11)
     legend(figure, panels.flat)
     return figure
+
+
+def place(row: dict) -> tuple[float, float]:
+    """Of a row in the roofline: operations per byte, GFLOP/s."""
+    return row["operations"] / row["least_bytes"], row["operations_per_second"] / 1e9
+
+
+def above(points: np.ndarray, product: float, copy: float) -> str:
+    """How many points (k, 2) lie above the ceiling, and why they can: a cache helps only where the copy is the limit."""
+    intensity, speed = points.T
+    copied = intensity * copy < product
+    counts = np.sum(copied & (speed > intensity * copy)), np.sum(~copied & (speed > product))
+    reasons = "their data can stay in a cache", "the ceiling came out too low"
+    return "".join(f"\n{count} above: {reason}" for count, reason in zip(counts, reasons, strict=True) if count)
 
 
 def errors(files: list[Results]) -> Figure | str:
@@ -133,30 +185,19 @@ def errors(files: list[Results]) -> Figure | str:
     names = [n for n in ("ours", "naive", "logsumexp", "optax-integer", "t5x", "torch") if any(r["impl"] == n for r in rows)]
     if not dtypes:
         return f"fewer than {LEAST_POINTS} vocabularies of cross_entropy, forward"
-    figure, panels = plt.subplots(
-        1, len(dtypes), figsize=(4 * len(dtypes) + 1, 4.2), squeeze=False, sharey=True, layout="constrained"
-    )
+    about = f"error of the mean loss against float64\n({LEAST_ERROR:g} stands for less)"
+    title = f"cross_entropy, forward, on {files[0].device}: {about}"
+    figure, panels = sheet(title, columns=len(dtypes), sharey=True)
     for axes, dtype in zip(panels[0], dtypes, strict=True):
-        for name in names:
-            points = {}
-            for row in rows:
-                if (row["dtype"], row["impl"]) == (dtype, name):
-                    points[row["v"]] = np.maximum(points.get(row["v"], 1e-9), row["loss_error"])
-            if points:
-                xs, ys = zip(*sorted(points.items()), strict=True)
-                axes.plot(
-                    xs,
-                    ys,
-                    "o-",
-                    color=color(name, names),
-                    linewidth=2.5 if name == "ours" else 1.2,
-                    markersize=4,
-                    label=name,
-                )
-        axes.set(xscale="log", yscale="log", xlabel="classes", title=dtype)
-        axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("error of the mean loss against float64, nats")
-    figure.suptitle(f"cross_entropy on {files[0].device} (1e-9 stands for less)", fontsize=11)
+        lines = {name: {} for name in names}
+        for row in rows:
+            if row["dtype"] == dtype and row["impl"] in names:
+                points = lines[row["impl"]]
+                points[row["v"]] = np.maximum(points.get(row["v"], LEAST_ERROR), row["loss_error"])
+        draw_lines(axes, lines)
+        axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="error (nats)")
+        axes.set_title(dtype, fontsize=9)
+        axes.label_outer()
     legend(figure, panels.flat)
     return figure
 
@@ -165,48 +206,50 @@ def devices(files: list[Results]) -> Figure | str:
     """Ours, case by case, on every device."""
     if len(files) < 2:
         return "needs two files"
-    by_file = [{case_of(row): time_of(row) for row in figures_of(file) if row["impl"] == "ours"} for file in files]
+    by_file = [{case_of(row): row["wall_ms"] for row in figures_of(file) if row["impl"] == "ours"} for file in files]
     cases = [case for case in by_file[0] if all(case in times for times in by_file)]
     if not cases:
         return "the files share no case"
-    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.32 * len(cases) * (len(files) + 1) / 2), layout="constrained")
-    height = 0.8 / len(files)
+    height = 0.5 + 0.16 * len(cases) * (len(files) + 1)
+    figure, panels = sheet("time of ours: median, and tenth to ninetieth percentile", height=height)
+    axes = panels[0, 0]
     for i, (file, times) in enumerate(zip(files, by_file, strict=True)):
-        positions = [y + (i - (len(files) - 1) / 2) * height for y in range(len(cases))]
-        about = f"{file.device}, jax {file.environment['versions'].get('jax')} ({file.path.stem})"
-        axes.barh(positions, [times[case] for case in cases], height, color=PALETTE[i % len(PALETTE)], label=about)
-    axes.set(xscale="log", xlabel="milliseconds of ours", yticks=range(len(cases)))
-    axes.set_yticklabels([str(case) for case in cases], fontsize=8)
+        positions = np.arange(len(cases)) + (i - (len(files) - 1) / 2) * 0.8 / len(files)
+        low, middle, high = (np.array([times[case][part] for case in cases]) for part in ("p10", "median", "p90"))
+        about = f"{file.device}, jax {file.environment['versions'].get('jax')} ({file.path})"
+        color = PALETTE[i % len(PALETTE)]
+        axes.errorbar(middle, positions, xerr=(middle - low, high - middle), fmt="o", markersize=5, color=color, label=about)
+    axes.set(xscale="log", xlabel="time (ms)", ylabel="case", yticks=range(len(cases)))
+    axes.set_yticklabels([str(case) for case in cases])
     axes.invert_yaxis()
-    axes.grid(alpha=0.3, axis="x")
-    figure.legend(loc="outside upper center", fontsize=8, frameon=False)
+    plain(axes.xaxis)
+    legend(figure, [axes])
     return figure
 
 
 def pareto(files: list[Results]) -> Figure | str:
     """Time against temporary memory, of the linear cases with the most logits."""
     rows = [r for r in figures_of(files[0]) if r["op"] == "linear_cross_entropy" and r.get("ranked") and r["temp_bytes"]]
-    cases = sorted({case_of(row) for row in rows}, key=lambda case: -case.shape.n * case.shape.v)[:4]
+    cases = sorted({case_of(row) for row in rows}, key=lambda case: (-case.shape.n * case.shape.v, case))[:4]
     if not cases:
         return "no case of linear_cross_entropy"
-    names = list(dict.fromkeys(row["impl"] for row in rows))
+    names = names_in(rows)
     columns = min(2, len(cases))
-    lines = math.ceil(len(cases) / columns)
-    figure, panels = plt.subplots(
-        lines, columns, figsize=(5 * columns + 1.5, 3.6 * lines), squeeze=False, layout="constrained"
-    )
+    title = f"linear_cross_entropy on {files[0].device}\nlower left is better"
+    figure, panels = sheet(title, math.ceil(len(cases) / columns), columns, height=2.8)
     for axes, case in zip(panels.flat, cases, strict=False):
         for row in (row for row in rows if case_of(row) == case):
+            color, marker = style(row["impl"], names)
             size = 70 if row["impl"] == "ours" else 30
-            axes.scatter(row["temp_bytes"] / 2**20, time_of(row), s=size, color=color(row["impl"], names), label=row["impl"])
-        axes.set(xscale="log", xlabel="temporary MiB", ylabel="milliseconds", ylim=(0, None))
-        axes.set_title(f"{case.shape} {case.dtype}", fontsize=9)
+            axes.scatter(row["temp_bytes"] / 2**20, time_of(row), s=size, color=color, marker=marker, label=row["impl"])
+        axes.set(xscale="log", xlabel="temporary memory as compiled (MiB)", ylabel="median time (ms)")
+        axes.margins(0.08)
+        axes.set_ylim(0)
+        axes.set_title(f"{case.shape} {case.dtype} {case.mode}", fontsize=9)
         plain(axes.xaxis)
-        axes.grid(alpha=0.3)
     for axes in list(panels.flat)[len(cases) :]:
-        axes.set_visible(False)
-    figure.suptitle(f"linear_cross_entropy on {files[0].device}: lower left is better", fontsize=11)
-    legend(figure, panels.flat)
+        axes.remove()
+    legend(figure, figure.axes)
     return figure
 
 

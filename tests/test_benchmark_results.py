@@ -4,6 +4,7 @@ import io
 import json
 from argparse import Namespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -12,6 +13,8 @@ from benchmarks import compare, hlo, plots, records, table, targets
 from benchmarks.cases import chosen_cases
 from benchmarks.records import Bad
 from benchmarks.shapes import DTYPES, LINEAR, LOGITS, SUITES, Case, Shape
+
+from .pictures import faults, legends_of
 
 ENVIRONMENT = {
     "date": "2026-01-01",
@@ -333,6 +336,76 @@ def test_lines_are_of_cases_in_which_one_size_varies():
     rows = list(many_rows())
     assert {(r["n"], r["op"]) for r in plots.family(rows, "v")} == {(64, "cross_entropy")}
     assert {(r["v"], r["d"], r["op"]) for r in plots.family(rows, "n")} == {(500, 8, "linear_cross_entropy")}
+
+
+CROWD = ["a-contender-with-a-name-of-some-length"] + [f"other-{i}" for i in range(20)] + ["ours"]
+LONG_NAME = "a vendor's long name (R) Processor with a model's number 98765 @ 2.50GHz amx_bf16"
+
+
+def crowded_rows():
+    """Many contenders, each with figures of its own; every plot has something to draw."""
+    for op, mode, d in (("cross_entropy", "forward", 0), ("linear_cross_entropy", "value_and_grad", 64)):
+        for dtype in ("float32", "bfloat16"):
+            cases = [Case(op, Shape(n, v, d), dtype, mode) for n, v in ((64, 16), (64, 256), (64, 4096), (8, 16), (16, 16))]
+            for k, case in enumerate(cases):
+                for i, name in enumerate(CROWD):
+                    sizes = {"temp_bytes": 10**5 * (i + 1) * 4**k, "operations": d and 10 ** (k - 1), "loss_error": 10.0**-i}
+                    yield row(case, name, (i + 1) * 3.0**k, **sizes, operations_per_second=1e9 * (i + 1))
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    paths = [tmp_path_factory.mktemp("results") / name for name in ("a.jsonl", "b.jsonl")]
+    return [records.read(write(path, list(crowded_rows()), processor=LONG_NAME)) for path in paths]
+
+
+@pytest.mark.parametrize("name", plots.PLOTS)
+def test_no_text_of_a_plot_meets_another_and_every_axis_has_a_label(name, crowded):
+    figure = plots.PLOTS[name](crowded)
+    assert faults(figure) == []
+    (legend,) = legends_of(figure)
+    assert len(legend.get_texts()) == {"devices": 2, "errors": 1}.get(name, len(CROWD))
+    plt.close(figure)
+
+
+def test_each_contender_has_a_look_of_its_own():
+    assert len({plots.style(name, CROWD) for name in CROWD}) == len(CROWD)
+
+
+def test_lines_that_coincide_are_all_seen():
+    """Each is drawn on the one before and is thinner."""
+    axes = plt.figure().subplots()
+    plots.draw_lines(axes, {name: {1: 1, 2: 2, 3: 3} for name in CROWD[:6]})
+    assert np.all(np.diff([line.get_linewidth() for line in axes.lines]) < 0)
+    assert np.all(np.diff([line.get_markersize() for line in axes.lines]) < 0)
+    plt.close()
+
+
+def test_points_above_the_ceiling_are_counted_with_a_reason():
+    """The ceiling is 100 from an intensity of 10 on, 10 times the intensity below it."""
+    under = [(5, 49), (50, 99), (10, 100)]
+    assert plots.above(np.array(under), 100, 10) == ""
+    assert plots.above(np.array([*under, (5, 51), (1, 11)]), 100, 10) == "\n2 above: their data can stay in a cache"
+    assert plots.above(np.array([*under, (5, 200), (50, 101)]), 100, 10).count("1 above") == 2
+
+
+def test_the_roofline_says_how_many_points_are_above_it(tmp_path):
+    case = Case("linear_cross_entropy", Shape(64, 16, 8), "float32", "forward")
+    rows = [
+        row(case, name, operations=1000, operations_per_second=speed) for name, speed in (("ours", 2e11), ("naive", 9e10))
+    ]
+    figure = plots.roofline([records.read(write(tmp_path / "a.jsonl", rows))])
+    assert "1 above: the ceiling came out too low" in figure.axes[0].get_title() and faults(figure) == []
+    plt.close(figure)
+
+
+def test_the_linear_cases_drawn_have_the_most_logits_then_the_fewest_rows(tmp_path):
+    shapes = [Shape(n, v, 8) for n, v in ((1, 4096), (64, 64), (4, 1024), (16, 256), (2, 2048), (8, 512), (4, 8192))]
+    rows = [row(Case("linear_cross_entropy", shape, "float32", "forward"), "ours") for shape in shapes]
+    figure = plots.pareto([records.read(write(tmp_path / "a.jsonl", rows))])
+    drawn = [axes.get_title().split(",")[0] for axes in figure.axes]
+    assert drawn == ["n=4", "n=1", "n=2", "n=4"]
+    plt.close(figure)
 
 
 # --- programs of chips -----------------------------------------------------------------------------

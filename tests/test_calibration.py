@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from matplotlib.figure import Figure
 
 import crossent_jax
 from crossent_jax import tuning
+
+from .pictures import faults
 
 
 def drawn(n=203, v=7, true_temperature=1.0, dtype=np.float32):
@@ -102,6 +105,63 @@ def test_scaling_lessens_the_error():
     axes = tuning.plot_reliability({"before": before, "after": after}).axes[0]
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert f"before (calibration error {before.expected_calibration_error:.3f})" in texts
+
+
+def binned(count, accuracy):
+    """A result with these counts, and confidences in the middle of the bins."""
+    count, accuracy, bins = np.array(count), np.array(accuracy, float), len(count)
+    edges = np.linspace(0, 1, bins + 1)
+    confidence = np.where(count, edges[:-1] + 0.5 / bins, np.nan)
+    error = np.nansum(count * np.abs(accuracy - confidence)) / count.sum()
+    return tuning.Reliability(edges, count, confidence, np.where(count, accuracy, np.nan), error)
+
+
+RELIABILITIES = {
+    "usual": {"before": binned([0, 3, 40, 500], [0, 0.4, 0.5, 0.8]), "after": binned([2, 91, 150, 300], [0, 0.3, 0.6, 0.9])},
+    "one example": binned([0, 1, 0], [0, 1, 0]),
+    "all confident": binned([0] * 14 + [40_000], [0] * 14 + [1]),
+    "empty bins between": binned([7, 0, 0, 0, 1_000_000], [0, 0, 0, 0, 1]),
+    "one bin": binned([5], [0.4]),
+    "many": {f"model {i} with a name that does not end soon": binned([i + 1, 0, 9], [0, 0, 1]) for i in range(13)},
+}
+
+
+@pytest.mark.parametrize("case", RELIABILITIES)
+def test_reliability_is_drawn_with_the_count_of_each_bin(case):
+    found = RELIABILITIES[case]
+    figure = tuning.plot_reliability(found)
+    figure.axes[0].set_title("Accuracy against confidence")  # a title set later has its place
+    assert faults(figure) == []
+    each = list(found.values()) if isinstance(found, dict) else [found]
+    (strip,) = figure.axes[0].child_axes
+    heights = [[bar.get_height() for bar in bars] for bars in strip.containers]
+    np.testing.assert_array_equal(np.concatenate(heights), np.concatenate([one.count for one in each]))
+    assert strip.get_ylim()[1] > np.max(np.concatenate(heights)) and 0 < strip.get_ylim()[0] < 1
+    legend = figure.axes[0].get_legend()
+    assert legend.get_window_extent().x0 >= figure.axes[0].get_window_extent().x1  # covers no point
+
+
+def test_the_line_of_reliability_breaks_at_an_empty_bin():
+    _, line = tuning.plot_reliability(RELIABILITIES["empty bins between"]).axes[0].lines
+    assert np.isnan(line.get_ydata()[1:4]).all()
+
+
+def test_reliability_is_drawn_into_given_axes():
+    figure = Figure(figsize=(10, 5))
+    left, right = figure.subplots(1, 2)
+    place = right.get_position()
+    assert tuning.plot_reliability(RELIABILITIES["usual"], ax=right) is right
+    assert figure.axes == [left, right] and not left.has_data()
+    left.set(xlabel="x", ylabel="y")
+    assert faults(figure) == []
+    boxes = [axes.get_window_extent().transformed(figure.transFigure.inverted()) for axes in (right, *right.child_axes)]
+    corners = np.array([box.get_points() for box in boxes])  # all within the place that was given
+    assert np.all(corners >= place.min - 1e-6) and np.all(corners <= place.max + 1e-6)
+
+
+def test_no_reliability_to_draw():
+    with pytest.raises(ValueError, match="reliabilities must have a result to draw; got none"):
+        tuning.plot_reliability({})
 
 
 def test_reliability_of_some_rows():

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import crossent_jax.demo
-from crossent_jax.demo import baselines, batches, bpe, cli, evaluate, language, losses, model, report, text, train
+from crossent_jax.demo import baselines, batches, bpe, cli, evaluate, language, losses, model, plot, report, text, train
 from crossent_jax.demo.evaluate import Score
-from crossent_jax.demo.experiment import Outcome
+from crossent_jax.demo.experiment import NAIVE, OURS, WHOLE, Outcome
+
+from .pictures import faults
 
 SOURCES = [path.read_bytes() for path in sorted(Path(crossent_jax.demo.__file__).parent.glob("*.py")) if path.stat().st_size]
 CORPUS = text.Corpus([f"{n}.py" for n in range(1, len(SOURCES))], ["0.py"], SOURCES[1:], SOURCES[:1])
@@ -226,6 +228,37 @@ def test_exit_status_says_whether_the_baseline_was_beaten(nll, interrupted, stat
     outcome = Outcome([], [Score(nll, nll, 0.5)], interrupted)
     assert report.conclude(outcome, "the bigram model", 2.0, Path("x.png")) == status
     assert ("does NOT beat" in capsys.readouterr().out) == (nll > 2)
+
+
+def trained(name, losses, temp_bytes=10**8):
+    """A model with these losses, as if it had been trained."""
+    return train.Trainee(name, lambda: None, None, temp_bytes, list(losses), [0.25] * len(losses))
+
+
+FALLING = 2 + 6 * np.exp(-np.arange(200) / 30)
+PICTURES = {
+    "usual": ([trained(OURS, FALLING), trained(NAIVE, FALLING + 1e-7)], trained(WHOLE, [], 10**9)),
+    "alone": ([trained(OURS, FALLING)], None),
+    "one step": ([trained(OURS, FALLING[:1]), trained(NAIVE, FALLING[:1] + 1e-7)], trained(WHOLE, [])),
+    "decades, no memory": ([trained(OURS, FALLING - 1.999, 0), trained(NAIVE, FALLING - 1.999, 0)], None),
+    "overflow": ([trained(OURS, FALLING), trained(NAIVE, [*FALLING[:100], *[math.inf] * 50, *[math.nan] * 50])], None),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_picture_is_readable(name, tmp_path, monkeypatch):
+    figures, close = [], plot.plt.close
+    monkeypatch.setattr(plot.plt, "close", figures.append)
+    trainees, whole = PICTURES[name]
+    plot.save_picture(
+        tmp_path / "x.png", "A model of a kind, trained with a loss", Outcome(trainees, [], False, whole), "token"
+    )
+    (figure,) = figures
+    close(figure)
+    assert faults(figure) == []
+    curves = figure.axes[0].lines
+    assert len(curves) == len(trainees)
+    assert all(len(line.get_xdata()) > 1 or line.get_marker() == "o" for line in curves)  # a step alone makes no line
 
 
 def test_two_steps_do_not_beat_the_bigram_model_but_leave_a_picture(tiny_task, optax_may_promote, tmp_path, capsys):

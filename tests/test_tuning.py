@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
+from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 import crossent_jax
 from crossent_jax import tuning
 from crossent_jax.tuning import _space, _storage
+
+from .pictures import faults
 
 SCORES = jnp.array([[1.0, -0.5, 0.2], [0.0, 2.0, -1.0], [0.3, 0.1, 0.4], [1.0, 0.5, -3.0], [0.0, 0.1, 0.2]])
 LABELS = jnp.array([0, 1, 0, 2, 1])
@@ -396,3 +399,44 @@ def test_nothing_to_draw():
     study = search(lambda hyper, key: hyper["scale"] * jnp.nan * SCORES, {"scale": [1.0]})
     with pytest.raises(ValueError, match="no trial with a score to draw"):
         tuning.plot_best_so_far(study)
+    with pytest.raises(ValueError, match="studies must have a study to draw; got none"):
+        tuning.plot_best_so_far({})
+
+
+def ended(*values, name=None, error=0.1):
+    """A study whose trials have these scores."""
+    study = optuna.create_study(study_name=name)
+    study.add_trials([optuna.trial.create_trial(value=v, user_attrs={"standard_error": error}) for v in values])
+    return study
+
+
+STUDIES = {
+    "one trial": ended(0.7),
+    "no error": ended(0.7, 0.6, error=float("nan")),
+    "never better": ended(1.0, 2.0, 3.0),
+    "many": {f"study {i} of a family with a long name": ended(3.0, 2.0 + i, 1.0 + 1 / (i + 1)) for i in range(14)},
+    "one long word": ended(3.0, 2.0, name="x" * 150),
+}
+
+
+@pytest.mark.parametrize("case", STUDIES)
+def test_best_so_far_of_any_studies_is_readable(case):
+    figure = tuning.plot_best_so_far(STUDIES[case])
+    axes = figure.axes[0]
+    axes.set_title("Samplers")
+    assert faults(figure) == []
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1  # covers no line
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines)
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+    assert all(line.get_marker() not in ("", "None") for line in axes.lines)  # a trial alone makes no line
+
+
+def test_best_so_far_is_drawn_into_given_axes():
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
+    assert tuning.plot_best_so_far({"a": ended(3.0, 2.0), "b": ended(2.5)}, ax=left) is left
+    assert figure.axes == [left, right] and len(left.lines) == 2 and not right.has_data()
+    right.set(xlabel="x", ylabel="y")
+    assert faults(figure) == []
+    box, inside = left.get_legend().get_window_extent(), left.get_window_extent()
+    assert np.all(box.min >= inside.min) and np.all(box.max <= inside.max)
