@@ -409,4 +409,4 @@ assert (
 )
 
 # %% [markdown]
-# The README lists these promises, and the test suite holds the library to them.
+# The documentation's page Numerics (`docs/numerics.md`) lists these promises, and the test suite holds the library to them.
