@@ -5,11 +5,12 @@ RUN := $(VENV)/bin/python
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count()))")
 export JOBS
 
-.PHONY: help demo test test-all lint bench docs clean
+.PHONY: help demo test check test-all lint bench docs clean
 
 help:
 	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
-	@echo "make test      the test suite in .venv"
+	@echo "make test      the test suite in .venv, in minutes"
+	@echo "make check     lint, types, and one case of every test that starts no process, in two minutes"
 	@echo "make test-all  lint, planted bugs, notebooks, docs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
 	@echo "make docs      the documentation site, in docs/_build/html"
 	@echo "make bench     the smoke suite of python -m benchmarks: speed, memory and errors on this machine"
@@ -22,8 +23,17 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(RUN) -m crossent_jax.demo
 
+# Most programs compiled quickly; then those whose last bits or memory are tested, as users compile them.
 test: $(VENV)/installed
-	$(RUN) -m pytest -q -n $(JOBS)
+	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS)
+	$(RUN) -m pytest -q -n $(JOBS) -m optimized
+
+$(VENV)/lint: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[lint]' && touch $@
+
+check: $(VENV)/lint
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m pyright
+	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --cases 1 -m "not subprocess"
 
 test-all: $(VENV)/installed
 	$(RUN) tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest

@@ -1,5 +1,8 @@
 """Eight virtual CPU devices, strict promotion, shapes and types enforced inside the library, and a printed seed.
 
+``make test`` runs the suite in two parts: programs compiled quickly (``compiling.py``), and the tests marked ``optimized``,
+compiled as users do. Plain ``pytest`` compiles everything as users do.
+
 Programs are compiled once: later tests, the other worker and later runs take them from pytest's cache (`--cache-clear`
 forgets them). More than half of the suite's time went into compiling, half of that into programs compiled before.
 """
@@ -9,10 +12,14 @@ import random
 import zlib
 from collections import defaultdict
 
+from . import compiling
+
 SEED_VARIABLE = "CROSSENT_JAX_SEED"
 DEVICES = " --xla_force_host_platform_device_count=8"
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + DEVICES  # before jax is imported
+FLAGS = f"{DEVICES} {compiling.as_flags()}" if compiling.is_quick() else DEVICES
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # xdist workers inherit them
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + FLAGS  # before jax is imported
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(SEED_VARIABLE, str(random.SystemRandom().randrange(10**6)))  # xdist workers inherit it
 
@@ -42,6 +49,8 @@ jaxtyping.install_import_hook(list(TYPED), "beartype.beartype")
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "optimized: the last bits or the memory of a program; compiled as users do")
+    config.addinivalue_line("markers", "subprocess: starts other processes; left out by `make check`")
     if hasattr(config, "cache"):  # not with -p no:cacheprovider
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
 
@@ -53,6 +62,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    if compiling.is_quick():
+        deselect(config, items, [item for item in items if item.get_closest_marker("optimized")])
     most = config.getoption("--cases")
     if most is None:
         return
@@ -60,14 +71,19 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
     mixed = [sorted(group, key=lambda item: zlib.crc32(item.nodeid.encode())) for group in cases.values()]
-    kept = {item for group in mixed for item in group[:most]}
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    deselect(config, items, [item for group in mixed for item in group[most:]])
+
+
+def deselect(config, items, left_out):
+    left_out = set(left_out)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header(config):
     seed = os.environ[SEED_VARIABLE]
-    return f"random seed: {seed} (repeat with {SEED_VARIABLE}={seed}); jax {jax.__version__}"
+    how = "quickly" if compiling.is_quick() else "as users do"
+    return f"random seed: {seed} (repeat with {SEED_VARIABLE}={seed}); jax {jax.__version__}, programs compiled {how}"
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ compiled function serves a whole table) or *on*.
 
 import os
 
-import jax
 import numpy as np
 
 from crossent_jax.backends import BACKENDS as ALL_BACKENDS
+
+from .compiling import QUICK
 
 BACKENDS = ("xla", "reference")
 CUSTOM_VJP_BACKENDS = tuple(name for name in BACKENDS if ALL_BACKENDS[name].dense_gradient is not None)
@@ -37,10 +38,7 @@ STATIC = {  # option: (off, *on)
 OPTIONS = (*SCALARS, *ARRAYS, *STATIC)
 HARD_ONLY = ("ignore_index",)
 
-# For tests of meaning, not of the last bit: the same program, compiled three times faster.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # the switch is gone since
-    QUICK_COMPILE["xla_cpu_use_fusion_emitters"] = False
+QUICK_COMPILE = dict(QUICK)  # for the programs of tests of meaning in runs that compile as users do
 
 SHAPES = ((5, 7), (1, 3), (4, 33), (3, 129))  # (rows, classes): none divides, or is divided by, a block
 

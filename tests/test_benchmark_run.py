@@ -16,6 +16,8 @@ from benchmarks.cases import TOO_LARGE
 from benchmarks.processes import Died, answers
 from benchmarks.shapes import Case, Shape
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).parent.parent
 FAST = ["--seconds", "0.01", "--device", "cpu"]
 CASE = Case("cross_entropy", Shape(33, 17), "float32", "value_and_grad")

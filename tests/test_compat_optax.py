@@ -101,6 +101,7 @@ def test_signature_is_optaxs_with_implementation_added(name):
     assert [(p.name, p.kind, p.default) for p in parameters] == [(p.name, p.kind, p.default) for p in original]
 
 
+@pytest.mark.subprocess
 def test_optax_is_not_imported():
     code = "import sys; sys.modules['optax'] = None; import crossent_jax.compat.optax, crossent_jax.compat.torch"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -161,6 +161,7 @@ def test_frozen_keys_take_no_product():
     assert dots(jax.grad(partial(loss, symmetric=False), (0, 1))) == 3
 
 
+@pytest.mark.optimized
 def test_no_matrix_of_the_batch():
     """The largest array of the program has chunk x batch entries."""
     n = 1024

@@ -169,6 +169,7 @@ def test_the_naive_formula_agrees_on_a_real_padded_batch():
     assert np.allclose(our_gradient, naive_gradient, rtol=0, atol=1e-5 * np.abs(naive_gradient).max())
 
 
+@pytest.mark.optimized
 def test_the_fused_loss_is_the_one_of_the_logits_in_less_memory():
     """At the shape of the demo's own batch, with padding."""
     examples = batches.cut_into_sequences(FILES, 64)

@@ -9,6 +9,8 @@ import pytest
 import crossent_jax
 from crossent_jax._linear.rows import cut_rows
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = ((2048, 64, 16384), (4096, 256, 65536), (1021, 96, 32771), (16384, 1024, 131072))
 OPTIONS = {"plain": {}, "options": {"label_smoothing": 0.1, "z_loss": 1e-4, "ignore_index": 0, "softcap": 30.0}}
 

@@ -287,6 +287,7 @@ def logits_gradients(z, label, reduction="mean"):
     return oracle.gradients(z, label, reduction=reduction)["z"]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 def test_a_large_vocabulary(reduction):
     """262139 classes, a prime that no block divides: losses to 1e-6, gradients to a few roundings of their products."""

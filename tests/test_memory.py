@@ -6,6 +6,8 @@ import pytest
 
 import crossent_jax
 
+pytestmark = pytest.mark.optimized
+
 OPTIONS = {
     "plain": {},
     "regularized": {"z_loss": 1e-4, "focal_gamma": 2.0, "poly_epsilon": 0.5},

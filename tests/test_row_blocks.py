@@ -77,6 +77,7 @@ def test_bfloat16_gradient_is_that_of_the_reference(one_device):
     np.testing.assert_allclose(ours, reference, rtol=2**-7, atol=1e-9)  # an ulp of bfloat16
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_value_holds_one_block(dtype, one_device):
     """On the CPU alone: another platform's program has no loop."""

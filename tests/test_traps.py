@@ -306,6 +306,7 @@ def test_label_logit_is_gathered_or_compared_by_platform(platform, gathers):
 # --- trap 8: the one-hot is subtracted in float32 before the cast ---------------------------------
 
 
+@pytest.mark.optimized
 @backends
 @pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
 @pytest.mark.parametrize("options", ({}, {"softcap": 30.0}, {"temperature": 1.5}, {"label_smoothing": 1e-4}), ids=str)

@@ -236,6 +236,7 @@ def run_script(text, *arguments):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.subprocess
 def test_a_killed_search_loses_the_batch_that_ran(tmp_path, monkeypatch):
     path = tmp_path / "study.sqlite3"
     child = run_script(KILLED, path)
@@ -264,6 +265,7 @@ tuning.search(trial, space, labels=jnp.array([0, 1]), sampler="grid", batch=2, s
 """
 
 
+@pytest.mark.subprocess
 def test_two_processes_share_a_grid(tmp_path):
     path = tmp_path / "study.sqlite3"
     workers = [run_script(WORKER, path) for _ in range(2)]

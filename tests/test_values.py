@@ -9,6 +9,8 @@ import crossent_jax
 
 from . import grid, oracle
 
+pytestmark = pytest.mark.optimized
+
 ROWS = 3
 IGNORED = grid.STATIC["ignore_index"][1]
 CAP = grid.STATIC["softcap"][1]

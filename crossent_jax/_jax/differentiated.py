@@ -1,8 +1,9 @@
 """What a ``custom_vjp`` with symbolic zeros is asked for, and the cotangents that it gives.
 
 Its residuals must have one structure whatever is differentiated: JAX traces a jitted function's rules anew for every set of
-differentiated arguments, and takes the structure of one for another (0.7.2 and 0.12 raise, 0.10.2 gave a trained head the
-zero gradient of a frozen one). So a flag is the size of an array, and a gradient that was not needed is a number.
+differentiated arguments, and takes the structure of one for another. A trained head then gets the zero gradient of a frozen
+one where both have as many leaves (0.7.2 to 0.12.0.1), an AssertionError where not (``findings/residuals_by_perturbed.sh``).
+So a flag is the size of an array, and a gradient that was not needed is a number.
 """
 
 from typing import Any
