@@ -6,6 +6,7 @@ compiled function serves a whole table) or *on*.
 
 import os
 
+import jax
 import numpy as np
 
 from crossent_jax.backends import BACKENDS as ALL_BACKENDS
@@ -41,6 +42,11 @@ HARD_ONLY = ("ignore_index",)
 QUICK_COMPILE = dict(QUICK)  # for the programs of tests of meaning in runs that compile as users do
 
 SHAPES = ((5, 7), (1, 3), (4, 33), (3, 129))  # (rows, classes): none divides, or is divided by, a block
+
+
+def quick(function, **options):
+    """``jax.jit`` of a formula that is compared with: one program, in the place of one for each of its operations."""
+    return jax.jit(function, compiler_options=QUICK_COMPILE, **options)
 
 
 def rng(*key) -> np.random.Generator:

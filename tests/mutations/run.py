@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("bugs.py")
 COPIED = ("crossent_jax", "benchmarks", "tests", "pyproject.toml")
 PROGRAMS = ROOT / ".pytest_cache" / "mutations"
+QUICK_FLAGS = runpy.run_path(str(ROOT / "tests/compiling.py"))["as_flags"]()
 FAILED_TESTS = 1  # pytest's exit status; collection errors, no tests and usage errors have others
 
 
@@ -47,7 +48,7 @@ def copy_project(folder: Path) -> None:
 def pytest_status(folder: Path, tests: list[str]) -> tuple[int, str]:
     """Exit status and output of the tests, run on the copy in ``folder``. Copies share compiled programs."""
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *tests]
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS)}
+    quick = {"XLA_FLAGS": QUICK_FLAGS, "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS)}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | quick)
     return done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
 
