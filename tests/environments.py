@@ -86,6 +86,12 @@ def oldest() -> Path:
     return python
 
 
+def suite(python: Path, *options: str, flags: str = "") -> None:
+    """Both parts of ``make test``."""
+    run(python, *SUITE, *options, XLA_FLAGS=flags, CROSSENT_JAX_COMPILE="quick")
+    run(python, *SUITE, *options, "-m", "optimized", XLA_FLAGS=flags)
+
+
 def lint() -> None:
     run(tools(), "-m", "ruff", "check", ".")
     run(tools(), "-m", "ruff", "format", "--check", ".")
@@ -101,7 +107,7 @@ def peers() -> None:
 
 
 def frameworks() -> None:
-    run(tools(), *SUITE, "tests/test_frameworks.py", "tests/test_other_distributions.py")
+    run(tools(), *SUITE, "tests/test_frameworks.py", "tests/test_other_distributions.py", CROSSENT_JAX_COMPILE="quick")
 
 
 def notebooks() -> None:
@@ -149,11 +155,11 @@ def aot() -> None:
 def floor() -> None:
     """Without AVX-512: on some CPUs that have it, jaxlib 0.7.2 computes a wrong loss for a compiled training step of the
     demo, with the naive formula too (seen: 2.76 nats where jax 0.12, and 0.7.2 with AVX2, give 2.31)."""
-    run(oldest(), *SUITE, *FEW, XLA_FLAGS=AVX2)
+    suite(oldest(), *FEW, flags=AVX2)
 
 
 def newest() -> None:
-    run(environment("newest", python_3_13(), "--editable", ".[test]"), *SUITE, *FEW)
+    suite(environment("newest", python_3_13(), "--editable", ".[test]"), *FEW)
 
 
 def check_that_nothing_moves(python: Path) -> None:
