@@ -205,16 +205,15 @@ def test_transforms_agree(form):
     assert np.array_equal(form(log_p, target), one_by_one)
 
 
-@pytest.mark.parametrize("near", [2.0, 0.1])
 @every_form
-def test_second_derivatives(form, near):
-    log_p, t = elements(9, near)
-    target = np.log(np.float64(t)) if form in (FORMS[1], FORMS[3]) else t
-
+def test_second_derivatives(form):
     @jax.jit
     def total(log_p, target):
         return form(log_p, target).sum()
 
-    with x64():
-        log_p, target = jnp.array(log_p, jnp.float64), jnp.array(target, jnp.float64)
-        jax.test_util.check_grads(total, (log_p, target), order=2, eps=1e-5, rtol=2e-4, atol=1e-4)
+    for near in (2.0, 0.1):
+        log_p, t = elements(9, near)
+        target = np.log(np.float64(t)) if form in (FORMS[1], FORMS[3]) else t
+        with x64():
+            log_p, target = jnp.array(log_p, jnp.float64), jnp.array(target, jnp.float64)
+            jax.test_util.check_grads(total, (log_p, target), order=2, eps=1e-5, rtol=2e-4, atol=1e-4)
