@@ -14,6 +14,7 @@ import pytest
 
 from crossent_jax.compat import optax as ours
 
+from . import grid
 from .oracle import x64
 
 INF = np.inf
@@ -44,17 +45,19 @@ def of_optax(name, *args, **kwargs):
 def both(name, *args, of=(0, 1), **kwargs):
     """``(value, gradients of the floating arguments among ``of``)`` of optax and of us."""
     of = tuple(i for i in of if jnp.issubdtype(jnp.asarray(args[i]).dtype, jnp.floating))
-    answers = []
-    for function in (partial(of_optax, name), getattr(ours, name)):
 
-        def total(*args, function=function):
-            value = function(*args, **kwargs)
-            return jnp.sum(value * (1 + jnp.arange(value.size) % 3).reshape(value.shape).astype(value.dtype)), value
+    def total(function, *args):
+        value = function(*args, **kwargs)
+        return jnp.sum(value * (1 + jnp.arange(value.size) % 3).reshape(value.shape).astype(value.dtype)), value
 
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            (_, value), gradients = jax.jit(jax.value_and_grad(total, of, has_aux=True))(*args)
-        answers.append((np.asarray(value), [np.asarray(g) for g in gradients]))
-    return answers
+    @grid.quick
+    def answers(*args):
+        functions = partial(of_optax, name), getattr(ours, name)
+        return [jax.value_and_grad(partial(total, function), of, has_aux=True)(*args) for function in functions]
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = jax.tree.map(np.asarray, answers(*args))
+    return [(value, list(gradients)) for (_, value), gradients in found]
 
 
 def agree(name, *args, of=(0, 1), **kwargs):

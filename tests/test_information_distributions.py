@@ -1,11 +1,13 @@
 """Formula 1, over distributions: families against scipy, closed forms against quadrature and Monte Carlo, gradients."""
 
 import itertools
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 
 from crossent_jax import information
@@ -29,8 +31,10 @@ from crossent_jax.information import (
     Uniform,
 )
 
+from . import grid
 from .oracle import x64
 
+BETWEEN_TWO = (information.cross_entropy, information.kl_divergence)
 TOLERANCE = 1e-6  # of closed forms against quadrature, in 64 bits
 TRIL = np.array([[1.0, 0.0], [0.4, 0.7]])
 POINT = np.array([0.3, -0.2])
@@ -86,8 +90,9 @@ def test_log_prob_and_moments(name):
     with x64():
         family = made(name)
         expected = frozen.logpmf(x) if family.discrete else frozen.logpdf(x)
-        np.testing.assert_allclose(family.log_prob(jnp.asarray(x)), expected, rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose([family.mean(), family.variance()], [frozen.mean(), frozen.var()], rtol=1e-10)
+        log_prob, *moments = grid.quick(lambda p, x: (p.log_prob(x), p.mean(), p.variance()))(family, jnp.asarray(x))
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(moments, [frozen.mean(), frozen.var()], rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -102,7 +107,8 @@ def test_samples_follow_the_distribution(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_entropy_is_scipys(name):
     with x64():
-        np.testing.assert_allclose(information.entropy(made(name)), FAMILIES[name][2].entropy(), rtol=1e-9, atol=1e-12)
+        entropy = grid.quick(information.entropy)(made(name))
+    np.testing.assert_allclose(entropy, FAMILIES[name][2].entropy(), rtol=1e-9, atol=1e-12)
 
 
 def test_vectors_are_scipys():
@@ -120,37 +126,40 @@ def test_vectors_are_scipys():
 # --- the methods against each other ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("measure", ["cross_entropy", "kl_divergence"])
+@grid.quick
+def by_every_method(p, q):
+    """Of cross-entropy and KL: by default, by quadrature, and in closed form if one is known."""
+    return [
+        [measure(p, q), measure(p, q, method=Quadrature())]
+        + ([measure(p, q, method=ClosedForm())] if closed_form_is_known(measure, p, q) else [])
+        for measure in BETWEEN_TWO
+    ]
+
+
 @pytest.mark.parametrize(("first", "second"), CONTAINED)
-def test_closed_forms_agree_with_quadrature(first, second, measure):
-    measure = getattr(information, measure)
+def test_closed_forms_agree_with_quadrature(first, second):
     with x64():
-        p, q = made(first), made(second)
-        by_quadrature = measure(p, q, method=Quadrature())
-        by_default = measure(p, q)
-        if closed_form_is_known(measure, p, q):
-            np.testing.assert_allclose(measure(p, q, method=ClosedForm()), by_quadrature, rtol=TOLERANCE, atol=TOLERANCE)
+        found = by_every_method(made(first), made(second))
+    cross_entropy = scipy_cross_entropy(first, second)
+    expected = cross_entropy, 0 if first == second else cross_entropy - scipy_cross_entropy(first, first)
+    for (by_default, by_quadrature, *closed), true in zip(found, expected, strict=True):
+        if closed:
+            np.testing.assert_allclose(*closed, by_quadrature, rtol=TOLERANCE, atol=TOLERANCE)
         else:
             assert by_default == by_quadrature
-        if first == second:
-            expected = FAMILIES[first][2].entropy() if measure is information.cross_entropy else 0
-        else:
-            expected = scipy_expectation(measure, first, second)
-        np.testing.assert_allclose(by_default, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(by_default, true, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def scipy_expectation(measure, first, second):
-    """By scipy's adaptive quadrature between quantiles, where each density is largest."""
+@cache
+def scipy_cross_entropy(first, second):
+    """By scipy's entropy, or by Gauss-Legendre's rule between quantiles, where each density is largest."""
     p, q = FAMILIES[first][2], FAMILIES[second][2]
-    breaks = p.ppf([0.0, 1e-12, 1e-6, 0.01, 0.5, 0.99, 1 - 1e-6, 1 - 1e-12, 1.0])
-    breaks = np.unique(np.concatenate([breaks, [q.median()]]).clip(*p.support()))
-    own = 0.0 if measure is information.cross_entropy else 1.0
-
-    def integrand(x):
-        return p.pdf(x) * (own * p.logpdf(x) - q.logpdf(x)) if p.pdf(x) > 1e-18 else 0.0
-
+    if first == second:
+        return p.entropy()
+    tails = np.logspace(-14, -1, 14)
+    breaks = np.unique(np.append(p.ppf([*tails, 0.5, *(1 - tails)]), np.clip(q.median(), *p.support())))
     pairs = itertools.pairwise(breaks)
-    return sum(scipy.integrate.quad(integrand, a, b, limit=200, epsabs=1e-8, epsrel=1e-8)[0] for a, b in pairs)
+    return sum(scipy.integrate.fixed_quad(lambda x: -p.pdf(x) * q.logpdf(x), a, b, n=50)[0] for a, b in pairs)
 
 
 def test_which_pairs_have_a_closed_form():
@@ -194,16 +203,20 @@ MONTE_CARLO = [
 ]
 
 
-@pytest.mark.parametrize("measure", ["entropy", "cross_entropy", "kl_divergence"])
+@grid.quick
+def estimates(key, p, q):
+    """Of the entropy, cross-entropy and KL: by Monte Carlo, and by default."""
+    given = (information.entropy, p), *((measure, p, q) for measure in BETWEEN_TWO)
+    return [(measure(*of, method=MonteCarlo(key, 20_000)), measure(*of)) for measure, *of in given]
+
+
 @pytest.mark.parametrize(("first", "second"), MONTE_CARLO)
-def test_monte_carlo_is_within_its_error(first, second, measure):
+def test_monte_carlo_is_within_its_error(first, second):
     p, q = made(first), moved(first) if first == second else made(second)
-    given = (p,) if measure == "entropy" else (p, q)
-    measure = getattr(information, measure)
-    estimate = measure(*given, method=MonteCarlo(jax.random.key(5), 20_000))
-    assert isinstance(estimate, Estimate)
-    assert abs(estimate.value - measure(*given)) <= 4 * estimate.standard_error + 1e-5
-    assert estimate.standard_error < 0.1
+    for estimate, expected in estimates(jax.random.key(5), p, q):
+        assert isinstance(estimate, Estimate)
+        assert abs(estimate.value - expected) <= 4 * estimate.standard_error + 1e-5
+        assert estimate.standard_error < 0.1
 
 
 def moved(name):
@@ -219,9 +232,8 @@ def test_monte_carlo_of_vectors():
     q = MultivariateNormal(jnp.zeros(2), jnp.eye(2))
     first, second = Dirichlet(jnp.asarray([1.5, 2.5, 0.7])), Dirichlet(jnp.asarray([2.0, 1.2, 0.9]))
     for a, b in ((p, q), (first, second)):
-        for measure in (information.cross_entropy, information.kl_divergence):
-            estimate = measure(a, b, method=MonteCarlo(jax.random.key(7), 40_000))
-            assert abs(estimate.value - measure(a, b)) <= 4 * estimate.standard_error
+        for estimate, expected in estimates(jax.random.key(7), a, b):
+            assert abs(estimate.value - expected) <= 4 * estimate.standard_error
         with pytest.raises(ValueError, match="vector"):
             information.kl_divergence(a, b, method=Quadrature())
 
@@ -245,18 +257,23 @@ def test_kl_of_multivariate_normals_by_its_textbook_formula():
         )
 
 
+@grid.quick
+def skewed_both_ways(p, q):
+    js = information.js_divergence
+    return js(p, q), js(q, p), js(p, q, beta=0.2), js(q, p, beta=0.8), js(p, q, beta=0.0), js(p, q, beta=1.0)
+
+
 @pytest.mark.parametrize(("first", "second"), [("wide normal", "laplace"), ("gamma", "log-normal"), ("poisson", "poisson")])
 def test_jensen_shannon(first, second):
     with x64():
         p, q = made(first), moved(first) if first == second else made(second)
-        whole = information.js_divergence(p, q)
-        np.testing.assert_allclose(whole, information.js_divergence(q, p), rtol=1e-9)
+        whole, other, skewed, other_skewed, *of_one_alone = skewed_both_ways(p, q)
+        np.testing.assert_allclose(whole, other, rtol=1e-9)
+        np.testing.assert_allclose(skewed, other_skewed, rtol=1e-9)
         assert 0 < whole <= np.log(2)
-        estimate = information.js_divergence(p, q, method=MonteCarlo(jax.random.key(2), 20_000))
+        estimate = grid.quick(lambda key: information.js_divergence(p, q, method=MonteCarlo(key, 20_000)))(jax.random.key(2))
         assert abs(estimate.value - whole) <= 4 * estimate.standard_error
-        skewed = information.js_divergence(p, q, beta=0.2)
-        np.testing.assert_allclose(skewed, information.js_divergence(q, p, beta=0.8), rtol=1e-9)
-        assert information.js_divergence(p, q, beta=0.0) == 0 == information.js_divergence(p, q, beta=1.0)
+        assert of_one_alone == [0, 0]
 
 
 # --- small divergences -----------------------------------------------------------------------------
@@ -300,8 +317,7 @@ def test_a_small_kl_keeps_its_digits(family):
     ],
 )
 def test_a_support_that_does_not_hold_p_gives_infinity(p, q, method):
-    for measure in (information.cross_entropy, information.kl_divergence):
-        found = measure(p, q, method=method)
+    for found in grid.quick(lambda p, q: [measure(p, q, method=method) for measure in BETWEEN_TWO])(p, q):
         assert (found.value if isinstance(found, Estimate) else found) == jnp.inf
 
 
@@ -333,10 +349,10 @@ def test_gradients_of_the_methods_agree(first, second, measure):
     measure = getattr(information, measure)
     with x64():
         given = made(first), moved(first) if first == second else made(second)
-        closed = jax.tree.leaves(jax.grad(lambda g: measure(*g))(given))
-        quadrature = jax.tree.leaves(jax.grad(lambda g: measure(*g, method=Quadrature()))(given))
+        closed = jax.tree.leaves(grid.quick(jax.grad(lambda g: measure(*g)))(given))
+        quadrature = jax.tree.leaves(grid.quick(jax.grad(lambda g: measure(*g, method=Quadrature())))(given))
         np.testing.assert_allclose(quadrature, closed, rtol=1e-6, atol=1e-9)
-        differences = central_differences(lambda g: measure(*g), given)
+        differences = central_differences(grid.quick(lambda g: measure(*g)), given)
         np.testing.assert_allclose(closed, differences, rtol=1e-6, atol=1e-8)
 
 
@@ -353,9 +369,9 @@ def central_differences(f, given, step=1e-5):
 def test_monte_carlo_gradients_are_unbiased(first, second):
     """The mean of 64 estimates of the gradient lies within 4 of its standard errors."""
     given = made(first), moved(first) if first == second else made(second)
-    exact = np.asarray(jax.tree.leaves(jax.grad(lambda g: information.kl_divergence(*g))(given)))
+    exact = np.asarray(jax.tree.leaves(grid.quick(jax.grad(lambda g: information.kl_divergence(*g)))(given)))
 
-    @jax.jit
+    @grid.quick
     @jax.vmap
     def estimates(key):
         return jax.grad(lambda g: information.kl_divergence(*g, method=MonteCarlo(key, 500)).value)(given)
@@ -373,16 +389,16 @@ def test_vmap_and_jit(method):
         return information.kl_divergence(Normal(loc, scale), Laplace(0.5, 2.0), method=method)
 
     one_by_one = jnp.stack([kl(loc, scale) for loc, scale in zip(locs, scales, strict=True)])
-    np.testing.assert_allclose(jax.vmap(kl)(locs, scales), one_by_one, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(kl)(locs, scales), one_by_one, rtol=1e-5)
-    batch = information.kl_divergence(Normal(locs, scales), Normal(jnp.zeros(3), jnp.ones(3)), method=method)
+    np.testing.assert_allclose(grid.quick(jax.vmap(kl))(locs, scales), one_by_one, rtol=1e-5)
+    batch = grid.quick(kl)(locs, scales)
     assert batch.shape == (3,)
+    np.testing.assert_allclose(batch, one_by_one, rtol=1e-5)
 
 
 def test_batches_broadcast_over_leading_axes():
     p = Normal(jnp.arange(6.0).reshape(2, 3), 1.0)
     for method in (None, Quadrature(), MonteCarlo(jax.random.key(0), 5000)):
-        found = information.kl_divergence(p, Normal(0.0, 2.0), method=method)
+        found = grid.quick(lambda p, q, method=method: information.kl_divergence(p, q, method=method))(p, Normal(0.0, 2.0))
         value = found.value if isinstance(found, Estimate) else found
         expected = np.log(2) + (1 + np.arange(6.0).reshape(2, 3) ** 2) / 8 - 0.5
         np.testing.assert_allclose(value, expected, rtol=0.1 if isinstance(found, Estimate) else 1e-5)
@@ -408,9 +424,14 @@ TRIANGLE_ENTROPY = 0.5 - np.log(2)
 @pytest.mark.parametrize("p", [Triangle(), PAIR], ids=["object", "pair"])
 def test_objects_and_pairs_of_callables(p):
     ends = Quadrature(low=0.0, high=1.0)
-    np.testing.assert_allclose(information.entropy(p, method=ends), TRIANGLE_ENTROPY, rtol=1e-5)
-    np.testing.assert_allclose(information.entropy(p, method=Grid(0.0, 1.0, 20_001)), TRIANGLE_ENTROPY, rtol=1e-3)
-    estimate = information.entropy(p, method=MonteCarlo(jax.random.key(0)))
+
+    @grid.quick
+    def entropies(key):
+        return [information.entropy(p, method=method) for method in (ends, Grid(0.0, 1.0, 20_001), MonteCarlo(key))]
+
+    by_quadrature, on_a_grid, estimate = entropies(jax.random.key(0))
+    np.testing.assert_allclose(by_quadrature, TRIANGLE_ENTROPY, rtol=1e-5)
+    np.testing.assert_allclose(on_a_grid, TRIANGLE_ENTROPY, rtol=1e-3)
     assert abs(estimate.value - TRIANGLE_ENTROPY) <= 4 * estimate.standard_error
     np.testing.assert_allclose(information.kl_divergence(p, Beta(2.0, 1.0), method=ends), 0, atol=1e-5)
     with pytest.raises(ValueError, match="no closed form of entropy is known"):
