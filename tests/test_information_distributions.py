@@ -1,7 +1,7 @@
 """Formula 1, over distributions: families against scipy, closed forms against quadrature and Monte Carlo, gradients."""
 
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -203,17 +203,17 @@ MONTE_CARLO = [
 ]
 
 
-@grid.quick
-def estimates(key, p, q):
+@partial(grid.quick, static_argnums=3)
+def estimates(key, p, q, samples):
     """Of the entropy, cross-entropy and KL: by Monte Carlo, and by default."""
     given = (information.entropy, p), *((measure, p, q) for measure in BETWEEN_TWO)
-    return [(measure(*of, method=MonteCarlo(key, 20_000)), measure(*of)) for measure, *of in given]
+    return [(measure(*of, method=MonteCarlo(key, samples)), measure(*of)) for measure, *of in given]
 
 
 @pytest.mark.parametrize(("first", "second"), MONTE_CARLO)
 def test_monte_carlo_is_within_its_error(first, second):
     p, q = made(first), moved(first) if first == second else made(second)
-    for estimate, expected in estimates(jax.random.key(5), p, q):
+    for estimate, expected in estimates(jax.random.key(5), p, q, 20_000):
         assert isinstance(estimate, Estimate)
         assert abs(estimate.value - expected) <= 4 * estimate.standard_error + 1e-5
         assert estimate.standard_error < 0.1
@@ -232,7 +232,7 @@ def test_monte_carlo_of_vectors():
     q = MultivariateNormal(jnp.zeros(2), jnp.eye(2))
     first, second = Dirichlet(jnp.asarray([1.5, 2.5, 0.7])), Dirichlet(jnp.asarray([2.0, 1.2, 0.9]))
     for a, b in ((p, q), (first, second)):
-        for estimate, expected in estimates(jax.random.key(7), a, b):
+        for estimate, expected in estimates(jax.random.key(7), a, b, 40_000):
             assert abs(estimate.value - expected) <= 4 * estimate.standard_error
         with pytest.raises(ValueError, match="vector"):
             information.kl_divergence(a, b, method=Quadrature())
