@@ -4,6 +4,8 @@ An option of a loss is *off* (not given), *neutral* (given, with the value that 
 compiled function serves a whole table) or *on*.
 """
 
+import contextlib
+import gc
 import os
 
 import jax
@@ -49,6 +51,17 @@ SHAPES = ((5, 7), (1, 3), (4, 33), (3, 129))  # (rows, classes): none divides, o
 def quick(function, **options):
     """``jax.jit`` of a formula that is compared with: one program, in the place of one for each of its operations."""
     return jax.jit(function, compiler_options=QUICK_COMPILE, **options)
+
+
+@contextlib.contextmanager
+def checking_leaks():
+    """``jax.checking_leaks``, whose search for the holders of a tracer leaves out the objects that are older than it."""
+    gc.freeze()
+    try:
+        with jax.checking_leaks():
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def rng(*key) -> np.random.Generator:

@@ -1,6 +1,6 @@
 """Contrastive losses of a batch whose matrix is never whole, against the definition in float64."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import crossent_jax
 
+from . import grid
 from .oracle import x64
 
 N, D = 13, 8
@@ -84,18 +85,27 @@ def wide(function, *arrays):
         return function(*(jnp.asarray(np.float64(x)) for x in arrays))
 
 
+def gradients_of(loss):
+    return grid.quick(jax.value_and_grad(loss, (0, 1, 2)))
+
+
+@cache
+def exact(case):
+    _, true, _, options = CASES[case]
+    return gradients_of(lambda q, k, t: true(q, k, temperature=t, **options))
+
+
 HALF = [(case, "bfloat16") for case in ("nce", "nce of some pairs", "sigmoid")]
 
 
 @pytest.mark.parametrize("case, dtype", [(case, "float32") for case in CASES] + HALF)
 def test_value_and_gradients(case, dtype):
-    function, true, m, options = CASES[case]
+    function, _, m, options = CASES[case]
     queries, keys = drawn(m=m, dtype=dtype)
     temperature = jnp.float32(TEMPERATURE)
     loss = ours_of(function, options, chunk_rows=CHUNK)
-    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(queries, keys, temperature)
-    exact = jax.value_and_grad(lambda q, k, t: true(q, k, temperature=t, **options), (0, 1, 2))
-    expected, expected_gradients = wide(exact, queries, keys, temperature)
+    value, gradients = gradients_of(loss)(queries, keys, temperature)
+    expected, expected_gradients = wide(exact(case), queries, keys, temperature)
     assert value.dtype == jnp.float32 and [g.dtype for g in gradients] == [dtype, dtype, jnp.float32]
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for found, right in zip(gradients, expected_gradients, strict=True):
@@ -116,8 +126,7 @@ def test_any_chunk_gives_the_same(case):
     function, _, m, options = CASES[case]
     queries, keys = drawn(m=m)
     both = [
-        jax.value_and_grad(ours_of(function, options, chunk_rows=rows), (0, 1, 2))(queries, keys, jnp.float32(0.3))
-        for rows in (1, 13, None)
+        gradients_of(ours_of(function, options, chunk_rows=rows))(queries, keys, jnp.float32(0.3)) for rows in (1, 13, None)
     ]
     for other in both[1:]:
         for a, b in zip(jax.tree.leaves(both[0]), jax.tree.leaves(other), strict=True):
@@ -130,9 +139,9 @@ def test_pairs_that_do_not_count_may_hold_nan(case):
     queries, keys = drawn()
     dead = jnp.asarray(~WHERE)[:, None]
     poisoned = [jnp.where(dead, jnp.nan, x) for x in (queries, keys)]
-    loss = ours_of(function, options, chunk_rows=CHUNK)
-    clean = jax.value_and_grad(loss, (0, 1, 2))(queries, keys, jnp.float32(0.3))
-    found = jax.value_and_grad(loss, (0, 1, 2))(*poisoned, jnp.float32(0.3))
+    both = gradients_of(ours_of(function, options, chunk_rows=CHUNK))
+    clean = both(queries, keys, jnp.float32(0.3))
+    found = both(*poisoned, jnp.float32(0.3))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert all(np.all(g[~WHERE] == 0) for g in found[1][:2])
@@ -142,9 +151,8 @@ def test_nothing_counts():
     queries, keys = drawn()
     nobody, apart = {"where": jnp.zeros(N, bool)}, {"query_ids": jnp.arange(N), "key_ids": jnp.arange(N) + 100}
     for options in (nobody, apart):
-        value, gradients = jax.value_and_grad(partial(crossent_jax.info_nce, temperature=0.1, **options), (0, 1))(
-            queries, keys
-        )
+        loss = partial(crossent_jax.info_nce, temperature=0.1, **options)
+        value, gradients = grid.quick(jax.value_and_grad(loss, (0, 1)))(queries, keys)
         assert value == 0 and all(np.all(g == 0) for g in gradients)
     empty = jnp.zeros((0, D))
     assert crossent_jax.info_nce(empty, empty, temperature=0.1) == 0
@@ -174,8 +182,9 @@ def test_no_matrix_of_the_batch():
 
 def test_cold_temperature_does_not_overflow():
     queries, keys = drawn()
-    value, gradients = jax.value_and_grad(partial(crossent_jax.info_nce, temperature=1e-3), (0, 1))(100 * queries, keys)
-    expected = wide(lambda q, k: true_info_nce(q, k, 1e-3), 100 * queries, keys)
+    both = grid.quick(jax.value_and_grad(partial(crossent_jax.info_nce, temperature=1e-3), (0, 1)))
+    value, gradients = both(100 * queries, keys)
+    expected = wide(grid.quick(lambda q, k: true_info_nce(q, k, 1e-3)), 100 * queries, keys)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert all(np.all(np.isfinite(g)) for g in gradients)
 
@@ -209,8 +218,8 @@ def test_across_devices(case, check_vma):
         return run(queries, keys, temperature, split)
 
     arguments = queries, keys, jnp.float32(0.3)
-    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*arguments)
-    expected = jax.value_and_grad(partial(loss, split=split), (0, 1, 2))(*arguments)
+    found = gradients_of(sharded)(*arguments)
+    expected = gradients_of(partial(loss, split=split))(*arguments)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 

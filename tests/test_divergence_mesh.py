@@ -1,6 +1,6 @@
 """Divergences with the classes split over a mesh axis in jax.shard_map, or rows split over devices, equal the whole."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,13 @@ from jax.sharding import PartitionSpec as P
 
 import crossent_jax
 
+from . import grid
+
 ROWS, CLASSES, SHARDS, FEATURES = 9, 24, 8, 6
 KEYS = jax.random.split(jax.random.key(0), 5)
 LOGITS, TEACHER = (3 * jax.random.normal(key, (ROWS, CLASSES)) for key in KEYS[:2])
 HIDDEN, HEAD = jax.random.normal(KEYS[2], (ROWS, FEATURES)), jax.random.normal(KEYS[3], (FEATURES, CLASSES))
+TEMPERATURE = jnp.float32(1.5)
 TEACHER_HEAD = jax.random.normal(KEYS[4], (FEATURES, CLASSES))
 LABELS = jnp.arange(ROWS) * 5 % CLASSES
 OPTIONS = {
@@ -37,6 +40,15 @@ def over_classes(loss, specs, check_vma):
     return jax.shard_map(partial(loss, axis_name="model"), mesh=mesh(), in_specs=specs, out_specs=P(), check_vma=check_vma)
 
 
+def loss_of_logits(z, w, temperature, kind, **more):
+    return crossent_jax.divergence(z, w, kind=kind, temperature=temperature, **OPTIONS[kind], **more)
+
+
+@cache
+def whole_of_logits(kind):
+    return grid.quick(jax.value_and_grad(partial(loss_of_logits, kind=kind), (0, 1, 2)))(LOGITS, TEACHER, TEMPERATURE)
+
+
 @pytest.mark.parametrize(
     "kind, implementation, check_vma",
     [
@@ -48,14 +60,28 @@ def over_classes(loss, specs, check_vma):
     ],
 )
 def test_logits(kind, implementation, check_vma):
-    def loss(z, w, temperature, axis_name=None):
-        options = OPTIONS[kind] | {"implementation": implementation, "temperature": temperature}
-        return crossent_jax.divergence(z, w, kind=kind, axis_name=axis_name, **options)
-
-    arguments = LOGITS, TEACHER, jnp.float32(1.5)
+    loss = partial(loss_of_logits, kind=kind, implementation=implementation)
     sharded = over_classes(loss, (P(None, "model"), P(None, "model"), P()), check_vma)
-    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*arguments)
-    assert_same(found, jax.value_and_grad(loss, (0, 1, 2))(*arguments))
+    assert_same(jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(LOGITS, TEACHER, TEMPERATURE), whole_of_logits(kind))
+
+
+LOG_PROBS, INDICES = jax.lax.top_k(jax.nn.log_softmax(TEACHER), 5)
+SPLIT = {"logits": TEACHER, "head": TEACHER_HEAD, "top_k": jnp.zeros((1, CLASSES))}
+
+
+def loss_of_projections(hidden, head, split, log_probs, teacher, **more):
+    given = {
+        "logits": {"teacher_logits": split},
+        "head": {"teacher_hidden": jnp.sin(HIDDEN), "teacher_head": split},
+        "top_k": {"teacher_top_k": (INDICES, log_probs)},
+    }[teacher]
+    return ROWS * jnp.mean(crossent_jax.linear_divergence(hidden, head, kind="js", chunk_rows=4, **given, **more))
+
+
+@cache
+def whole_of_projections(teacher):
+    both = jax.value_and_grad(partial(loss_of_projections, teacher=teacher), (0, 1, 2, 3))
+    return grid.quick(both)(HIDDEN, HEAD, SPLIT[teacher], LOG_PROBS)
 
 
 @pytest.mark.parametrize(
@@ -70,37 +96,23 @@ def test_logits(kind, implementation, check_vma):
     ],
 )
 def test_projections(teacher, reduction, check_vma):
-    log_probs, indices = jax.lax.top_k(jax.nn.log_softmax(TEACHER), 5)
-    split = {"logits": TEACHER, "head": TEACHER_HEAD, "top_k": jnp.zeros((1, CLASSES))}[teacher]
-
-    def loss(hidden, head, split, log_probs, axis_name=None):
-        given = {
-            "logits": {"teacher_logits": split},
-            "head": {"teacher_hidden": jnp.sin(HIDDEN), "teacher_head": split},
-            "top_k": {"teacher_top_k": (indices, log_probs)},
-        }[teacher]
-        options = {"kind": "js", "chunk_rows": 4, "reduction": reduction, "axis_name": axis_name}
-        return jnp.sum(crossent_jax.linear_divergence(hidden, head, **given, **options))
-
-    arguments = HIDDEN, HEAD, split, log_probs
+    loss = partial(loss_of_projections, teacher=teacher, reduction=reduction)
     sharded = over_classes(loss, (P(), P(None, "model"), P(None, "model"), P()), check_vma)
-    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 3)))(*arguments)
-    assert_same(found, jax.value_and_grad(loss, (0, 1, 2, 3))(*arguments))
+    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 3)))(HIDDEN, HEAD, SPLIT[teacher], LOG_PROBS)
+    assert_same(found, whole_of_projections(teacher))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("split", ["rows", "classes"])
 def test_split_arrays_without_shard_map(kind, split):
-    def dense(z, w):
-        return crossent_jax.js_divergence(z, w)
-
+    dense = jax.value_and_grad(crossent_jax.js_divergence, (0, 1))
     devices = jax.make_mesh((SHARDS,), ("model",), axis_types=(kind,))
     spec = P("model", None) if split == "rows" else P(None, "model")
     z, w = LOGITS[:8], TEACHER[:8]
     with jax.set_mesh(devices):
         placed = [jax.device_put(x, NamedSharding(devices, spec)) for x in (z, w)]
-        found = jax.jit(jax.value_and_grad(dense, (0, 1)))(*placed)
-    assert_same(found, jax.value_and_grad(dense, (0, 1))(z, w))
+        found = jax.jit(dense)(*placed)
+    assert_same(found, dense(z, w))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -110,11 +122,12 @@ def test_rows_of_a_projection_split_over_devices(kind):
             hidden, head, teacher_hidden=teacher_hidden, teacher_head=teacher_head, chunk_rows=16
         )
 
+    both = jax.value_and_grad(loss, (0, 1, 2, 3))
     hidden = jax.random.normal(KEYS[0], (8, 6, FEATURES))
     arguments = hidden, HEAD, jnp.cos(hidden), TEACHER_HEAD
     devices = jax.make_mesh((SHARDS,), ("data",), axis_types=(kind,))
     specs = P("data"), P(), P("data"), P()
     with jax.set_mesh(devices):
         placed = [jax.device_put(x, NamedSharding(devices, s)) for x, s in zip(arguments, specs, strict=True)]
-        found = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(*placed)
-    assert_same(found, jax.value_and_grad(loss, (0, 1, 2, 3))(*arguments))
+        found = jax.jit(both)(*placed)
+    assert_same(found, grid.quick(both)(*arguments))

@@ -1,6 +1,6 @@
 """Fused divergences against those of whole logits: three kinds of teacher, both schemes, every option that meets chunks."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 
 import crossent_jax
 
+from . import grid
 from .oracle import x64
 
 N, D, E, V, K = 11, 8, 6, 37, 5
@@ -27,6 +28,7 @@ def drawn(dtype="float32", seed=0):
     }  # fmt: skip
 
 
+@partial(grid.quick, static_argnames="k")
 def top_k_of(teacher_logits, k=K):
     log_probs, indices = jax.lax.top_k(jax.nn.log_softmax(teacher_logits), k)
     return indices[:, ::-1], log_probs[:, ::-1]
@@ -87,9 +89,8 @@ def test_value_and_every_gradient(teacher, reduction, options):
         value = loss(parts, teacher, reduction=reduction, **options)
         return jnp.sum(weights * value) if reduction == "none" else value
 
-    both = jax.jit(jax.value_and_grad(partial(total, partial(fused, chunk_rows=4))))
-    value, gradients = both(parts)
-    expected, expected_gradients = jax.value_and_grad(partial(total, whole))(parts)
+    value, gradients = grid.quick(jax.value_and_grad(partial(total, partial(fused, chunk_rows=4))))(parts)
+    expected, expected_gradients = grid.quick(jax.value_and_grad(partial(total, whole)))(parts)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_close(gradients, expected_gradients)
 
@@ -97,9 +98,9 @@ def test_value_and_every_gradient(teacher, reduction, options):
 @pytest.mark.parametrize("teacher", ["logits", "head"])
 def test_bfloat16(teacher):
     parts = case(teacher, "bfloat16")
-    value, gradients = jax.value_and_grad(lambda p: fused(p, teacher, chunk_rows=4))(parts)
+    value, gradients = grid.quick(jax.value_and_grad(lambda p: fused(p, teacher, chunk_rows=4)))(parts)
     wide = {name: x.astype(jnp.float32) for name, x in parts.items()}
-    expected, expected_gradients = jax.value_and_grad(lambda p: whole(p, teacher))(wide)
+    expected, expected_gradients = grid.quick(jax.value_and_grad(lambda p: whole(p, teacher)))(wide)
     assert value.dtype == jnp.float32 and all(gradients[name].dtype == jnp.bfloat16 for name in gradients)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_close({k: x.astype(jnp.float32) for k, x in gradients.items()}, expected_gradients, rtol=2.0**-7)
@@ -108,11 +109,16 @@ def test_bfloat16(teacher):
 def test_float64():
     with x64():
         parts = {name: x.astype(jnp.float64) for name, x in case("head").items()}
-        value, gradients = jax.value_and_grad(lambda p: fused(p, "head", chunk_rows=3))(parts)
-        z = parts["hidden"] @ parts["head"] + parts["bias"][None]
-        w = parts["teacher_hidden"] @ parts["teacher_head"] + parts["teacher_bias"][None]
+        value, gradients = grid.quick(jax.value_and_grad(lambda p: fused(p, "head", chunk_rows=3)))(parts)
+        z = np.asarray(parts["hidden"]) @ parts["head"] + parts["bias"][None]
+        w = np.asarray(parts["teacher_hidden"]) @ parts["teacher_head"] + parts["teacher_bias"][None]
         np.testing.assert_allclose(value, crossent_jax.kl_divergence(z, w), rtol=1e-13)
         assert all(g.dtype == jnp.float64 for g in gradients.values())
+
+
+@cache
+def sums_of_whole(teacher):
+    return grid.quick(jax.value_and_grad(lambda parts: whole(parts, teacher, reduction="sum")))
 
 
 @pytest.mark.parametrize(
@@ -126,16 +132,16 @@ def test_rows_that_do_not_count(teacher, reduction, implementation):
     where = jnp.zeros(N, bool).at[kept].set(True).at[10].set(True)
     weights = jnp.ones(N).at[10].set(0.0)
     options = {"where": where, "row_weights": weights, "reduction": reduction, "chunk_rows": 4}
-    dead = jnp.array([2, 7, 10])
+    dead = np.array([2, 7, 10])
     rows = [name for name in parts if parts[name].shape[0] == N]
     poisoned = parts | {name: parts[name].at[dead].set(jnp.nan) for name in rows}
 
     def total(parts):
         return jnp.sum(fused(parts, teacher, implementation=implementation, **options))
 
-    value, gradients = jax.value_and_grad(total)(poisoned)
+    value, gradients = grid.quick(jax.value_and_grad(total))(poisoned)
     alone = parts | {name: parts[name][kept] for name in rows}
-    expected, expected_gradients = jax.value_and_grad(lambda p: whole(p, teacher, reduction="sum"))(alone)
+    expected, expected_gradients = sums_of_whole(teacher)(alone)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert all(np.all(gradients[name][dead] == 0) for name in rows)
     assert_close(gradients | {name: gradients[name][kept] for name in rows}, expected_gradients)
@@ -149,7 +155,7 @@ def test_stopped_teacher_takes_no_products():
         return jax.jit(jax.grad(loss)).lower(parts).as_text().count("stablehlo.dot_general")
 
     assert dots() - dots(stop_teacher_gradient=True) == 2
-    gradients = jax.grad(lambda p: fused(p, "head", stop_teacher_gradient=True))(parts)
+    gradients = grid.quick(jax.grad(lambda p: fused(p, "head", stop_teacher_gradient=True)))(parts)
     assert all(np.all(gradients[name] == 0) for name in gradients if name.startswith("teacher"))
     frozen = jax.grad(lambda hidden: fused(parts | {"hidden": hidden}, "head"))
     assert jax.jit(frozen).lower(parts["hidden"]).as_text().count("stablehlo.dot_general") == 3
@@ -168,8 +174,8 @@ def test_labels_beside_the_teacher():
     parts = case("logits")
     labels = jnp.asarray(np.random.default_rng(1).integers(0, V, N)).at[3].set(-100)
     options = {"labels": labels, "ignore_index": -100, "label_weight": 0.25, "temperature": 2.0}
-    value, gradients = jax.value_and_grad(lambda p: fused(p, "logits", chunk_rows=4, **options))(parts)
-    expected, expected_gradients = jax.value_and_grad(lambda p: whole(p, "logits", **options))(parts)
+    value, gradients = grid.quick(jax.value_and_grad(lambda p: fused(p, "logits", chunk_rows=4, **options)))(parts)
+    expected, expected_gradients = grid.quick(jax.value_and_grad(lambda p: whole(p, "logits", **options)))(parts)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_close(gradients, expected_gradients)
 
@@ -235,8 +241,8 @@ def test_top_k_teacher(tail, kind):
         return out.sum()
 
     if kind == "forward_kl":
-        found = jax.grad(lambda *a: ours(*a).sum(), (0, 1, 2))(parts["hidden"], parts["head"], log_probs)
-        expected = jax.grad(naive, (0, 1, 2))(parts["hidden"], parts["head"], log_probs)
+        found = grid.quick(jax.grad(lambda *a: ours(*a).sum(), (0, 1, 2)))(parts["hidden"], parts["head"], log_probs)
+        expected = grid.quick(jax.grad(naive, (0, 1, 2)))(parts["hidden"], parts["head"], log_probs)
         for a, b in zip(found[:2], expected[:2], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-5)
         moved = np.float64(expected[2])  # the naive formula does not know that log-probabilities add up to 1

@@ -1,6 +1,8 @@
 """Every transform of JAX on a linear loss: the right answer, or the TypeError that the documentation names; the number of
 products that a program holds; and a vocabulary split over a mesh axis, which equals the whole."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,24 +42,39 @@ def plain(hidden, head, labels=LABELS):
     return jnp.mean(0.9 * nll - 0.1 * log_p.mean(-1) + 0.01 * lse**2)
 
 
+@cache
+def plain_gradients():
+    return grid.quick(jax.value_and_grad(plain, (0, 1)))(*BOTH)
+
+
 def close(a, b, tolerance=3e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+def mapped_gradients(function, mapped):
+    axes = AXES[mapped]
+
+    def both(x, w, labels):
+        each = jax.vmap(jax.value_and_grad(function, (0, 1)), axes)(x, w, labels)
+        return each, jax.grad(lambda x, w: jax.vmap(function, axes)(x, w, labels).sum(), (0, 1))(x, w)
+
+    return grid.quick(both)(*BATCHES[mapped])
+
+
+@cache
+def plain_mapped_gradients(mapped):
+    return mapped_gradients(plain, mapped)
 
 
 @pytest.mark.parametrize("mapped", BATCHES)
 @pytest.mark.parametrize("reduction, backend", [("mean", "xla"), ("none", "xla"), ("mean", "reference")])
 def test_vmap_of_grad_and_grad_of_vmap(reduction, backend, mapped):
     """What is shared across the map gets the sum of its gradients, each counted once."""
-    arguments, axes = BATCHES[mapped], AXES[mapped]
 
     def ours(*given):
         return loss(*given, reduction=reduction, implementation=backend)
 
-    def of(function):
-        each = jax.vmap(jax.value_and_grad(function, (0, 1)), axes)(*arguments)
-        return each, jax.grad(lambda x, w: jax.vmap(function, axes)(x, w, arguments[2]).sum(), (0, 1))(*arguments[:2])
-
-    close(jax.jit(lambda: of(ours), compiler_options=grid.QUICK_COMPILE)(), of(plain), 1e-5)
+    close(mapped_gradients(ours, mapped), plain_mapped_gradients(mapped), 1e-5)
 
 
 @reductions
@@ -65,38 +82,47 @@ def test_eager_jit_scan_and_checkpoint(reduction):
     def ours(hidden, head):
         return loss(hidden, head, reduction=reduction)
 
-    expected = jax.value_and_grad(plain, (0, 1))(*BOTH)
     found = jax.value_and_grad(ours, (0, 1))(*BOTH)
-    close(found, expected)
+    close(found, plain_gradients())
     close(jax.jit(jax.value_and_grad(jax.checkpoint(ours), (0, 1)))(*BOTH), found, 1e-6)
     batch = BATCHES["hidden"][0]
 
     def summed(batch, head):
         return jax.lax.scan(lambda total, x: (total + jax.checkpoint(ours)(x, head), None), jnp.float32(0), batch)[0]
 
-    right = jax.grad(lambda batch, head: sum(plain(x, head) for x in batch), (0, 1))(batch, HEAD)
+    right = grid.quick(jax.grad(lambda batch, head: sum(plain(x, head) for x in batch), (0, 1)))(batch, HEAD)
     close(jax.grad(summed, (0, 1))(batch, HEAD), right, 1e-5)
+
+
+def forward_modes(f):
+    tangents = jnp.cos(HIDDEN), jnp.sin(HEAD)
+
+    def slope(hidden, head):
+        return sum(jnp.vdot(g, t) for g, t in zip(jax.grad(f, (0, 1))(hidden, head), tangents, strict=True))
+
+    def attempts(*both):
+        return (
+            jax.jvp(f, both, tangents),
+            jax.linearize(f, *both)[1](*tangents),
+            jax.jacfwd(f, (0, 1))(*both),
+            jax.jvp(jax.grad(f, (0, 1)), both, tangents),  # Hessian-vector products, both ways
+            jax.grad(slope, (0, 1))(*both),
+        )
+
+    return grid.quick(attempts)(*BOTH)
+
+
+@cache
+def plain_forward_modes():
+    return forward_modes(plain)
 
 
 @reductions
 def test_forward_mode_of_the_reference(reduction):
-    tangents = jnp.cos(HIDDEN), jnp.sin(HEAD)
-
     def ours(hidden, head):
         return loss(hidden, head, reduction=reduction, implementation="reference")
 
-    def attempts(f):
-        return (
-            jax.jvp(f, BOTH, tangents),
-            jax.linearize(f, *BOTH)[1](*tangents),
-            jax.jacfwd(f, (0, 1))(*BOTH),
-            jax.jvp(jax.grad(f, (0, 1)), BOTH, tangents),  # Hessian-vector products, both ways
-            jax.grad(lambda *p: sum(jnp.vdot(g, t) for g, t in zip(jax.grad(f, (0, 1))(*p), tangents, strict=True)), (0, 1))(
-                *BOTH
-            ),
-        )
-
-    close(jax.jit(lambda: attempts(ours), compiler_options=grid.QUICK_COMPILE)(), attempts(plain), 1e-5)
+    close(forward_modes(ours), plain_forward_modes(), 1e-5)
 
 
 @reductions
@@ -135,13 +161,13 @@ def test_one_call_with_a_trained_and_with_a_frozen_head(first, reduction):
 
     jax.clear_caches()
     ours = both(lambda *p: loss(*p, reduction=reduction, implementation="xla"))
-    close(jax.grad(ours, (0, 1))(*BOTH), jax.grad(both(plain), (0, 1))(*BOTH), 1e-5)
+    close(jax.grad(ours, (0, 1))(*BOTH), grid.quick(jax.grad(both(plain), (0, 1)))(*BOTH), 1e-5)
 
 
 @reductions
 def test_clean_under_debug_nans_and_leak_checking(reduction):
     hidden, labels = HIDDEN.at[0].set(jnp.array([1e4, -1e4, 0.0])), LABELS.at[1].set(-100)
-    with jax.debug_nans(True), jax.checking_leaks():
+    with jax.debug_nans(True), grid.checking_leaks():
         function = jax.jit(
             jax.value_and_grad(lambda x, w: loss(x, w, labels, ignore_index=-100, reduction=reduction), (0, 1))
         )
@@ -208,6 +234,28 @@ Y = jnp.array([0, 2, 3, 7, 11, 14, 17, 20, 23, 5])
 MESHES = {"one axis": ((8,), ("model",)), "two axes": ((2, 4), ("data", "model"))}
 
 
+def split_loss(x, w, b, labels, *, vocab_axis, axis_name=None, data=None, **options):
+    options |= {"chunk_rows": 3, "label_smoothing": 0.1, "entropy_weight": 0.1, "head_vocab_axis": vocab_axis}
+    out = linear_cross_entropy(x, w, labels, bias=b, axis_name=axis_name, **options)
+    if options["reduction"] == "loss_sum":
+        return (out.psum(data) if data else out).mean()
+    return jax.lax.psum(out, data) if data and options["reduction"] == "sum" else out
+
+
+def split_gradients(function, head):
+    def total(x, w, b):
+        out = function(x, w, b, Y)
+        return jnp.vdot(jnp.cos(jnp.arange(out.size, dtype=out.dtype)), out.reshape(-1))
+
+    return grid.quick(jax.value_and_grad(total, (0, 1, 2)))(X, head, B)
+
+
+@cache
+def whole_gradients(vocab_axis, reduction, backend):
+    options = {"vocab_axis": vocab_axis, "reduction": reduction, "implementation": backend}
+    return split_gradients(partial(split_loss, **options), W if vocab_axis else W.T)
+
+
 @pytest.mark.parametrize("check_vma", (True, False), ids=("vma", "no vma"))
 @pytest.mark.parametrize(
     "case", ("mean", "none", "sum data", "loss_sum data", "none data", "mean reference", "sum vocab first")
@@ -219,25 +267,9 @@ def test_a_split_vocabulary_is_the_whole(case, check_vma):
     data = "data" if "data" in words else None
     shape, names = MESHES["two axes" if data else "one axis"]
     mesh = jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
-    head = W if axis else W.T
-    options = {"chunk_rows": 3, "label_smoothing": 0.1, "entropy_weight": 0.1, "head_vocab_axis": axis}
-
-    def shard(x, w, b, y, axis_name="model"):
-        given = {"bias": b, "reduction": reduction, "axis_name": axis_name, "implementation": backend}
-        out = linear_cross_entropy(x, w, y, **given, **options)
-        if reduction == "loss_sum":
-            return (out.psum("data") if data and axis_name else out).mean()
-        return jax.lax.psum(out, "data") if data and axis_name and reduction == "sum" else out
-
     specs = (P(data), P(None, "model") if axis else P("model"), P("model"), P(data))
     out_specs = P(data) if reduction == "none" else P()
+    options = {"vocab_axis": axis, "reduction": reduction, "implementation": backend, "axis_name": "model", "data": data}
+    shard = partial(split_loss, **options)
     split = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=check_vma)
-
-    def value_and_gradients(function):
-        def total(x, w, b):
-            out = function(x, w, b, Y)
-            return jnp.vdot(jnp.cos(jnp.arange(out.size, dtype=out.dtype)), out.reshape(-1))
-
-        return jax.jit(jax.value_and_grad(total, (0, 1, 2)), compiler_options=grid.QUICK_COMPILE)(X, head, B)
-
-    close(value_and_gradients(split), value_and_gradients(lambda *a: shard(*a, axis_name=None)), 2e-6)
+    close(split_gradients(split, W if axis else W.T), whole_gradients(axis, reduction, backend), 2e-6)

@@ -1,5 +1,7 @@
 """Classes split over a mesh axis in jax.shard_map equal the whole; LossSums join shards and microbatches exactly."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import crossent_jax
 from crossent_jax.backends import BACKENDS
+
+from . import grid
 
 ROWS, CLASSES, SHARDS = 9, 24, 8
 LABELS = jnp.array([0, 2, 3, 7, 11, 14, 17, 20, 23])  # every shard of three classes owns one, shard 0 two
@@ -27,17 +31,21 @@ EVERYTHING = {
     "row_weights": jnp.linspace(0.2, 1, ROWS),
 }
 CASES = {"plain": {}, "everything": EVERYTHING}
+TEMPERATURE = jnp.float32(1.5)
+ARGUMENTS = (LOGITS, CLASS_WEIGHTS, MASK, TARGETS)
+WANTED = {"hard": (0, 1), "soft": (0, 1, 3)}  # of the arguments, those with a gradient
 
 
 def mesh():
     return jax.make_mesh((SHARDS,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def whole(kind, options, temperature, implementation):
+@cache
+def whole(kind, case):
     def loss(logits, weights, mask, targets):
-        return of(kind, logits, weights, mask, targets, None, options, temperature, implementation)
+        return of(kind, logits, weights, mask, targets, None, CASES[case], TEMPERATURE, None)
 
-    return loss
+    return grid.quick(jax.value_and_grad(loss, WANTED[kind]))(*ARGUMENTS)
 
 
 def of(kind, logits, weights, mask, targets, axis_name, options, temperature, implementation):
@@ -54,21 +62,18 @@ def of(kind, logits, weights, mask, targets, axis_name, options, temperature, im
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("implementation", BACKENDS)
 def test_value_and_gradients_outside_shard_map(implementation, case, kind, check_vma):
-    options, temperature = CASES[case], jnp.float32(1.5)
     specs = (P(None, "model"), P("model"), P("model"), P(None, "model"))
 
     def sharded(logits, weights, mask, targets):
         def loss(*shards):
-            return of(kind, *shards, "model", options, temperature, implementation)
+            return of(kind, *shards, "model", CASES[case], TEMPERATURE, implementation)
 
         return jax.shard_map(loss, mesh=mesh(), in_specs=specs, out_specs=P(), check_vma=check_vma)(
             logits, weights, mask, targets
         )
 
-    arguments = (LOGITS, CLASS_WEIGHTS, MASK, TARGETS)
-    wanted = (0, 1, 3) if kind == "soft" else (0, 1)
-    value, gradients = jax.jit(jax.value_and_grad(sharded, wanted))(*arguments)
-    expected = jax.value_and_grad(whole(kind, options, temperature, implementation), wanted)(*arguments)
+    value, gradients = jax.jit(jax.value_and_grad(sharded, WANTED[kind]))(*ARGUMENTS)
+    expected = whole(kind, case)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     for got, right in zip(gradients, expected[1], strict=True):
         np.testing.assert_allclose(got, right, rtol=0, atol=4e-7 * max(1, np.abs(right).max()))
@@ -99,11 +104,12 @@ def test_statistics_and_bad_labels_across_shards():
     def stats(logits):
         return crossent_jax.row_stats(logits, labels, axis_name="model")
 
-    sharded = jax.shard_map(stats, mesh=mesh(), in_specs=P(None, "model"), out_specs=P())(LOGITS)
-    for name, got, expected in zip(sharded._fields, sharded, crossent_jax.row_stats(LOGITS, labels), strict=True):
+    sharded = jax.shard_map(stats, mesh=mesh(), in_specs=P(None, "model"), out_specs=P())
+    found = grid.quick(sharded)(LOGITS)
+    for name, got, expected in zip(found._fields, found, crossent_jax.row_stats(LOGITS, labels), strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-6, err_msg=name)
-    assert np.isnan(sharded.nll[:2]).all() and np.isfinite(sharded.nll[2:]).all()
-    np.testing.assert_array_equal(sharded.argmax, LOGITS.argmax(-1))
+    assert np.isnan(found.nll[:2]).all() and np.isfinite(found.nll[2:]).all()
+    np.testing.assert_array_equal(found.argmax, LOGITS.argmax(-1))
 
 
 def test_a_shard_with_every_class_masked():
@@ -113,7 +119,7 @@ def test_a_shard_with_every_class_masked():
         return crossent_jax.cross_entropy(z, LABELS, axis_name="model", label_smoothing=0.1, where=LABELS > 5)
 
     sharded = jax.shard_map(loss, mesh=mesh(), in_specs=P(None, "model"), out_specs=P())
-    value, gradient = jax.value_and_grad(sharded)(logits)
+    value, gradient = grid.quick(jax.value_and_grad(sharded))(logits)
     expected = jax.value_and_grad(lambda z: crossent_jax.cross_entropy(z, LABELS, label_smoothing=0.1, where=LABELS > 5))(
         logits
     )
@@ -130,7 +136,7 @@ def test_loss_sum_over_a_mesh_axis_is_the_mean_of_uneven_shards():
         return crossent_jax.cross_entropy(z, y, ignore_index=-100, reduction="loss_sum").psum("model").mean()
 
     joined = jax.shard_map(shard, mesh=mesh(), in_specs=(P("model"), P("model")), out_specs=P())
-    value, gradient = jax.value_and_grad(joined)(logits, labels)
+    value, gradient = grid.quick(jax.value_and_grad(joined))(logits, labels)
     expected = jax.value_and_grad(lambda z: crossent_jax.cross_entropy(z, labels, ignore_index=-100))(logits)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
@@ -148,11 +154,12 @@ def test_uneven_microbatches_under_optax_multi_steps_equal_one_big_batch():
 
     parts = [(features[i : i + 4], labels[i : i + 4]) for i in (0, 4, 8)]
     weight = sum(total(start, x, y) for x, y in parts).weight
+    gradient_of_total = grid.quick(jax.grad(lambda w, x, y: total(w, x, y).total))
     optimizer = optax.MultiSteps(optax.sgd(1.0), every_k_schedule=steps)
     with jax.numpy_dtype_promotion("standard"):  # optax's counters mix types
         state, w = optimizer.init(start), start
         for x, y in parts:
-            gradient = jax.grad(lambda w, x=x, y=y: total(w, x, y).total)(w) * steps / weight  # MultiSteps averages
+            gradient = gradient_of_total(w, x, y) * steps / weight  # MultiSteps averages
             updates, state = optimizer.update(gradient, state, w)
             w = optax.apply_updates(w, updates)
     whole_batch = jax.grad(lambda w: crossent_jax.cross_entropy(features @ w, labels, ignore_index=-100))(start)

@@ -1,5 +1,7 @@
 """Every transform of JAX on every backend: the right answer, or the TypeError that the documentation names."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 import crossent_jax
 from crossent_jax.backends import BACKENDS
+
+from . import grid
 
 ROWS, CLASSES = 6, 7
 MASK = jnp.arange(CLASSES) != 2
@@ -33,6 +37,9 @@ def plain(logits):
     return jnp.mean(0.9 * (1 - jnp.exp(-nll)) ** 2 * nll + 0.1 * prior + 0.01 * lse**2 - 0.1 * entropy)
 
 
+gradient_of_plain, hessian_of_plain = grid.quick(jax.value_and_grad(plain)), grid.quick(jax.hessian(plain))
+
+
 def close(a, b, tolerance=3e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
@@ -48,7 +55,7 @@ def ours(implementation):
 
 
 def test_value_and_gradient(ours):
-    close(jax.value_and_grad(ours)(LOGITS), jax.value_and_grad(plain)(LOGITS))
+    close(jax.value_and_grad(ours)(LOGITS), gradient_of_plain(LOGITS))
 
 
 def test_jit_and_eager_agree(ours):
@@ -57,7 +64,7 @@ def test_jit_and_eager_agree(ours):
 
 def test_vmap_of_grad_and_grad_of_vmap(ours):
     batch = jnp.stack([LOGITS, -LOGITS, 2 * LOGITS])
-    expected = jnp.stack([jax.grad(plain)(logits) for logits in batch])
+    expected = np.stack([gradient_of_plain(logits)[1] for logits in batch])
     close(jax.vmap(jax.grad(ours))(batch), expected)
     close(jax.grad(lambda z: jax.vmap(ours)(z).sum())(batch), expected)
 
@@ -88,8 +95,8 @@ def test_operands_shared_across_a_vmap_get_the_sum_of_their_gradients(mapped, im
         logits, labels = operands.pop("logits"), operands.pop("labels")
         return crossent_jax.cross_entropy(logits, labels, label_smoothing=0.1, implementation=implementation, **operands)
 
-    got = jax.grad(lambda t: jax.vmap(lambda example: of(t, example))(batches[mapped]).sum())(trained)
-    close(got, jax.grad(lambda t: sum(of(t, example) for example in batches[mapped]))(trained), 1e-5)
+    got = grid.quick(jax.grad(lambda t: jax.vmap(lambda example: of(t, example))(batches[mapped]).sum()))(trained)
+    close(got, grid.quick(jax.grad(lambda t: sum(of(t, example) for example in batches[mapped])))(trained), 1e-5)
 
 
 def test_a_row_masked_after_vmap_gets_no_gradient_from_its_nan():
@@ -109,18 +116,20 @@ def test_scan_and_remat(ours):
 
     batch = jnp.stack([LOGITS, -LOGITS])
     gradient = jax.grad(lambda z: jax.lax.scan(step, jnp.float32(0), z)[0])(batch)
-    close(gradient, jnp.stack([jax.grad(plain)(logits) for logits in batch]))
+    close(gradient, np.stack([gradient_of_plain(logits)[1] for logits in batch]))
 
 
 def test_hessian_and_reverse_over_reverse(ours):
-    expected = jax.hessian(plain)(LOGITS)
-    close(jax.hessian(ours)(LOGITS), expected, 1e-5)
-    close(jax.jacrev(jax.grad(ours))(LOGITS), expected, 1e-5)
+    expected = hessian_of_plain(LOGITS)
+    close(grid.quick(jax.hessian(ours))(LOGITS), expected, 1e-5)
+    close(grid.quick(jax.jacrev(jax.grad(ours)))(LOGITS), expected, 1e-5)
 
 
 def test_hessian_vector_product_forward_over_reverse(ours):
-    tangent = jnp.cos(LOGITS)
-    close(jax.jvp(jax.grad(ours), (LOGITS,), (tangent,)), jax.jvp(jax.grad(plain), (LOGITS,), (tangent,)), 1e-5)
+    def product(f):
+        return grid.quick(lambda z: jax.jvp(jax.grad(f), (z,), (jnp.cos(z),)))(LOGITS)
+
+    close(product(ours), product(plain), 1e-5)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -137,7 +146,7 @@ def test_forward_mode_is_right_or_refused(name):
     ]
     for attempt in attempts:
         if name in FORWARD_MODE:
-            close(attempt(ours), attempt(plain))
+            close(*(grid.quick(partial(attempt, f))() for f in (ours, plain)))
         else:
             with pytest.raises(TypeError, match="custom_vjp"):
                 attempt(ours)
@@ -158,7 +167,7 @@ def test_every_statistic_is_differentiable(implementation):
         found = crossent_jax.row_stats(logits, LABELS, implementation=implementation)
         return found.lse, found.nll, found.ce_prior, found.entropy, found.target_probability
 
-    close(jax.jacrev(stats)(LOGITS), jax.jacrev(plain_stats)(LOGITS))
+    close(*(grid.quick(jax.jacrev(f))(LOGITS) for f in (stats, plain_stats)))
 
 
 def test_temperature_is_learnable(implementation):
@@ -183,7 +192,7 @@ def test_weights_are_differentiable(implementation):
 
     weights = jnp.linspace(0.5, 2, CLASSES), jnp.linspace(0.1, 1, ROWS)
     with jax.numpy_rank_promotion("allow"):
-        expected = jax.value_and_grad(definition, argnums=(0, 1))(*weights)
+        expected = grid.quick(jax.value_and_grad(definition, argnums=(0, 1)))(*weights)
     close(jax.value_and_grad(ours, argnums=(0, 1))(*weights), expected)
 
 
@@ -223,7 +232,7 @@ def test_clean_under_debug_nans_and_leak_checking(implementation):
     hard = LOGITS.at[0].set(jnp.array([1e4, -1e4, 0.0, -jnp.inf, 30.0, 0.0, 0.0]))
     labels = LABELS.at[1].set(-100)
     options = {"ignore_index": -100, "implementation": implementation} | OPTIONS
-    with jax.debug_nans(True), jax.checking_leaks():
+    with jax.debug_nans(True), grid.checking_leaks():
         loss, gradient = jax.jit(jax.value_and_grad(lambda z: crossent_jax.cross_entropy(z, labels, **options)))(hard)
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
@@ -240,7 +249,7 @@ def test_loss_is_float32_and_gradients_have_the_primals_dtype(dtype, implementat
     def loss(logits, weights):
         return crossent_jax.cross_entropy(logits, LABELS, class_weights=weights, implementation=implementation)
 
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(LOGITS.astype(dtype), jnp.ones(CLASSES, dtype))
+    value, gradients = grid.quick(jax.value_and_grad(loss, argnums=(0, 1)))(LOGITS.astype(dtype), jnp.ones(CLASSES, dtype))
     assert value.dtype == jnp.float32
     assert [g.dtype for g in gradients] == [dtype, dtype]
 
