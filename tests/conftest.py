@@ -7,6 +7,7 @@ Programs are compiled once: later tests, the other worker and later runs take th
 forgets them). More than half of the suite's time went into compiling, half of that into programs compiled before.
 """
 
+import gc
 import os
 import random
 import zlib
@@ -78,6 +79,13 @@ def deselect(config, items, left_out):
     left_out = set(left_out)
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish():
+    """What is alive now stays; the collector need not look at it again (it took a sixteenth of the time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_report_header(config):
