@@ -25,15 +25,15 @@ demo: $(VENV)/installed
 
 # Most programs compiled quickly; then those whose last bits or memory are tested, as users compile them.
 test: $(VENV)/installed
-	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS)
-	$(RUN) -m pytest -q -n $(JOBS) -m optimized
+	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m optimized
 
 $(VENV)/lint: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[lint]' && touch $@
 
 check: $(VENV)/lint
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m pyright
-	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --cases 1 -m "not subprocess"
+	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --cases 1 -m "not subprocess"
 
 test-all: $(VENV)/installed
 	$(RUN) tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest

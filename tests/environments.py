@@ -35,7 +35,7 @@ ENVIRONMENTS = ROOT / ".venvs"
 FLOOR = ("jax==0.7.2", "jaxlib==0.7.2", "numpy==2.1.3", "chex==0.1.90", "optax==0.2.8")
 AVX2 = "--xla_cpu_max_isa=AVX2"
 JOBS = os.environ.get("JOBS") or str(min(4, os.cpu_count() or 1))
-SUITE = ("-m", "pytest", "-q", "-n", JOBS)
+SUITE = ("-m", "pytest", "-q", "-n", JOBS, "--dist", "loadfile")  # a file's programs in one process
 FEW = ("--cases", os.environ.get("CASES", "1"))
 
 
