@@ -9,8 +9,8 @@ export JOBS
 
 help:
 	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
-	@echo "make test      the test suite in .venv, in minutes"
-	@echo "make check     lint, types, and one case of every test that starts no process, in two minutes"
+	@echo "make test      the test suite in .venv"
+	@echo "make check     lint, types, and one case of every test that starts no process"
 	@echo "make test-all  lint, planted bugs, notebooks, docs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
 	@echo "make docs      the documentation site, in docs/_build/html"
 	@echo "make bench     the smoke suite of python -m benchmarks: speed, memory and errors on this machine"

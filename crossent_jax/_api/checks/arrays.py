@@ -32,6 +32,7 @@ def _narrow_integers(value: np.ndarray) -> np.ndarray:
 
 
 def described(value) -> str:
+    """What came, for a message."""
     return f"dtype {value.dtype} and shape {tuple(value.shape)}"
 
 
