@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("bugs.py")
 COPIED = ("crossent_jax", "benchmarks", "tests", "pyproject.toml")
 PROGRAMS = ROOT / ".pytest_cache" / "mutations"
-FAILED_TESTS, NO_TESTS = 1, 5  # pytest's exit statuses; collection and usage errors have others
+FAILED_TESTS = 1  # pytest's exit status; collection and usage errors, and no test at all, have others
 
 
 def mutate(text: str, old: str, new: str) -> str:
@@ -44,22 +44,25 @@ def copy_project(folder: Path) -> None:
             shutil.copy(source, folder / name)
 
 
-def pytest_status(folder: Path, tests: list[str]) -> tuple[int, str]:
-    """Exit status and output of the tests, run on the copy in ``folder`` in the two parts of ``make test``. Copies share
-    compiled programs."""
-    passed = NO_TESTS, "neither part has the tests"
-    for part, how in (([], "quick"), (["-m", "optimized"], "optimized")):
-        command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *part, *tests]
-        variables = {"CROSSENT_JAX_COMPILE": how, "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS)}
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | variables)
-        outcome = done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
-        if done.returncode not in (0, NO_TESTS):
-            return outcome
-        passed = outcome if done.returncode == 0 else passed
-    return passed
+QUICK, OPTIMIZED = {"CROSSENT_JAX_COMPILE": "quick"}, {"CROSSENT_JAX_COMPILE": "optimized"}  # the two parts of ``make test``
 
 
-def attempt(bug) -> str | None:
+def pytest(folder: Path, part: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Exit status and output of pytest on the copy in ``folder``. Copies share compiled programs."""
+    marked = ["-m", "optimized"] if part is OPTIMIZED else []
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *marked, *arguments]
+    variables = part | {"JAX_COMPILATION_CACHE_DIR": str(PROGRAMS)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | variables)
+    return done.returncode, done.stdout + done.stderr[-2000:]
+
+
+def optimized_among(tests: list[str]) -> list[str]:
+    """The tests of the second part."""
+    marked = pytest(ROOT, OPTIMIZED, "--collect-only", *tests)[1].splitlines()
+    return [test for test in tests if any(name == test or name.startswith(f"{test}[") for name in marked)]
+
+
+def attempt(bug, part: dict[str, str]) -> str | None:
     """None if the named test catches the bug, else what went wrong."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -69,17 +72,17 @@ def attempt(bug) -> str | None:
             target.write_text(mutate(target.read_text(), bug.old, bug.new))
         except ValueError as error:
             return f"snippet {error}"
-        status, output = pytest_status(folder, [bug.test])
+        status, output = pytest(folder, part, bug.test)
     if status == FAILED_TESTS:
         return None
-    return f"SURVIVED {bug.test}" if status == 0 else f"pytest exit status {status}\n{output}"
+    return f"SURVIVED {bug.test}" if status == 0 else f"pytest exit status {status}\n{output[-2000:]}"
 
 
-def baseline(tests: list[str]) -> str | None:
+def baseline(tests: list[str], part: dict[str, str]) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         copy_project(Path(name))
-        status, output = pytest_status(Path(name), sorted(set(tests)))
-    return None if status == 0 else f"the named tests do not all pass without a bug\n{output}"
+        status, output = pytest(Path(name), part, *tests)
+    return None if status == 0 else f"the named tests do not all pass without a bug\n{output[-2000:]}"
 
 
 def main() -> int:
@@ -90,11 +93,19 @@ def main() -> int:
     bugs = runpy.run_path(str(TABLE))["BUGS"]
     chosen = [bug for bug in bugs if not options.names or any(word in bug.name for word in options.names)]
     start = time.monotonic()
+    tests = sorted({bug.test for bug in chosen})
+    optimized = optimized_among(tests)
+    parts = {test: OPTIMIZED if test in optimized else QUICK for test in tests}
     with ThreadPoolExecutor(options.jobs) as pool:
-        unchanged = pool.submit(baseline, [bug.test for bug in chosen])
-        outcomes = list(pool.map(attempt, chosen))
-    outcomes.append(unchanged.result())
-    for name, outcome in zip([bug.name for bug in chosen] + ["(unchanged library)"], outcomes, strict=True):
+        unchanged = [
+            pool.submit(baseline, named, part)
+            for part in (QUICK, OPTIMIZED)
+            if (named := [test for test in tests if parts[test] is part])
+        ]
+        outcomes = list(pool.map(lambda bug: attempt(bug, parts[bug.test]), chosen))
+    names = [bug.name for bug in chosen] + ["(unchanged library)"] * len(unchanged)
+    outcomes += [run.result() for run in unchanged]
+    for name, outcome in zip(names, outcomes, strict=True):
         print("ok      " if outcome is None else "FAILED  ", name, "" if outcome is None else f": {outcome}")
     failures = sum(outcome is not None for outcome in outcomes)
     print(f"{len(chosen)} planted bugs, {failures} failures, {time.monotonic() - start:.0f} s")
