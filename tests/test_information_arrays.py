@@ -52,12 +52,20 @@ def test_any_axis_logarithms_and_bases(measure, axis):
     p, q = pairs()
     expected = function(p, q)
     p, q = np.moveaxis(p, -1, axis), np.moveaxis(q, -1, axis)
-    np.testing.assert_allclose(function(p, q, axis=axis), expected, rtol=1e-6)
-    np.testing.assert_allclose(function(log_p=logs(p), log_q=logs(q), axis=axis), expected, rtol=1e-5)
-    np.testing.assert_allclose(function(p, log_q=logs(q), axis=axis), expected, rtol=1e-5)
-    np.testing.assert_allclose(function(log_p=logs(p), q=q, axis=axis), expected, rtol=1e-5)
-    np.testing.assert_allclose(function(p, q, axis=axis, base=10), expected / np.log(10), rtol=1e-6)
-    np.testing.assert_allclose(information.entropy(log_p=logs(p), axis=axis), information.entropy(p, axis=axis), rtol=1e-5)
+
+    @grid.quick
+    def variants(p, q, log_p, log_q):
+        exact = function(p, q, axis=axis), function(p, q, axis=axis, base=10) * np.log(10)
+        of_logs = function(log_p=log_p, log_q=log_q, axis=axis), function(p, log_q=log_q, axis=axis)
+        entropies = information.entropy(log_p=log_p, axis=axis), information.entropy(p, axis=axis)
+        return exact, (*of_logs, function(log_p=log_p, q=q, axis=axis)), entropies
+
+    exact, of_logs, entropies = variants(p, q, logs(p), logs(q))
+    for found in exact:
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for found in of_logs:
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(*entropies, rtol=1e-5)
 
 
 def test_64_bits_and_bfloat16():
@@ -124,14 +132,21 @@ def test_mutual_information():
         scipy.stats.entropy(joint[i].ravel(), np.outer(first[i], second[i]).ravel()) for i in range(5)
     ]  # KL from independence
     joint = joint.astype(np.float32)
-    np.testing.assert_allclose(information.mutual_information(joint), expected, rtol=1e-5)
-    np.testing.assert_allclose(information.mutual_information(log_joint=np.log(joint)), expected, rtol=1e-5)
-    np.testing.assert_allclose(information.mutual_information(np.moveaxis(joint, 0, 1), axes=(0, 2)), expected, rtol=1e-5)
-    parts = information.entropy(first) + information.entropy(second) - information.entropy(joint.reshape(5, 12))
-    np.testing.assert_allclose(information.mutual_information(joint), parts, rtol=1e-4)
     independent = np.einsum("ni,nj->nij", first, second).astype(np.float32)
-    np.testing.assert_allclose(information.mutual_information(independent), 0, atol=1e-6)
-    assert (information.mutual_information(independent) >= 0).all()
+
+    @grid.quick
+    def found(joint, log_joint, moved, first, second, independent):
+        mutual, entropy = information.mutual_information, information.entropy
+        parts = entropy(first) + entropy(second) - entropy(joint.reshape(5, 12))
+        return [mutual(joint), mutual(log_joint=log_joint), mutual(moved, axes=(0, 2))], parts, mutual(independent)
+
+    given = joint, np.log(joint), np.moveaxis(joint, 0, 1), np.float32(first), np.float32(second), independent
+    mutuals, parts, of_independent = found(*given)
+    for mutual in mutuals:
+        np.testing.assert_allclose(mutual, expected, rtol=1e-5)
+    np.testing.assert_allclose(mutuals[0], parts, rtol=1e-4)
+    np.testing.assert_allclose(of_independent, 0, atol=1e-6)
+    assert (of_independent >= 0).all()
 
 
 def test_perplexity_and_bits_per_byte():
