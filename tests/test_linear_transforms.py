@@ -100,35 +100,33 @@ def test_eager_jit_scan_and_checkpoint(reduction):
     close(jax.grad(summed, (0, 1))(BATCHES["hidden"][0], HEAD), plain_gradients_of_a_sum(), 1e-5)
 
 
-def forward_modes(f):
-    tangents = jnp.cos(HIDDEN), jnp.sin(HEAD)
-
-    def slope(hidden, head):
-        return sum(jnp.vdot(g, t) for g, t in zip(jax.grad(f, (0, 1))(hidden, head), tangents, strict=True))
-
-    def attempts(*both):
-        return (
-            jax.jvp(f, both, tangents),
-            jax.linearize(f, *both)[1](*tangents),
-            jax.jacfwd(f, (0, 1))(*both),
-            jax.jvp(jax.grad(f, (0, 1)), both, tangents),  # Hessian-vector products, both ways
-            jax.grad(slope, (0, 1))(*both),
-        )
-
-    return grid.quick(attempts)(*BOTH)
+TANGENTS = np.cos(HIDDEN), np.sin(HEAD)
 
 
-@cache
-def plain_forward_modes():
-    return forward_modes(plain)
+def forward_modes(f, *both):
+    return jax.jvp(f, both, TANGENTS), jax.linearize(f, *both)[1](*TANGENTS), jax.jacfwd(f, (0, 1))(*both)
 
 
-@reductions
-def test_forward_mode_of_the_reference(reduction):
+def reverse_over_reverse(f, *both):
+    """A Hessian-vector product."""
+
+    def slope(*both):
+        return sum(jnp.vdot(g, t) for g, t in zip(jax.grad(f, (0, 1))(*both), TANGENTS, strict=True))
+
+    return jax.grad(slope, (0, 1))(*both)
+
+
+def second_derivatives(f, *both):
+    """Hessian-vector products, both ways."""
+    return jax.jvp(jax.grad(f, (0, 1)), both, TANGENTS), reverse_over_reverse(f, *both)
+
+
+@pytest.mark.parametrize("reduction, derivatives", [("mean", forward_modes), ("none", second_derivatives)])
+def test_forward_mode_of_the_reference(reduction, derivatives):
     def ours(hidden, head):
         return loss(hidden, head, reduction=reduction, implementation="reference")
 
-    close(forward_modes(ours), plain_forward_modes(), 1e-5)
+    close(*(grid.quick(partial(derivatives, f))(*BOTH) for f in (ours, plain)), 1e-5)
 
 
 @reductions
@@ -137,19 +135,19 @@ def test_forward_mode_is_refused_elsewhere(reduction):
         jax.jvp(lambda x: loss(x, HEAD, reduction=reduction, implementation="xla"), (HIDDEN,), (HIDDEN,))
 
 
+@cache
+def plain_reverse_over_reverse():
+    return grid.quick(partial(reverse_over_reverse, plain))(*BOTH)
+
+
 @reductions
 def test_reverse_over_reverse(reduction):
     """Kept gradients are differentiated like any other number."""
-    directions = jnp.cos(HIDDEN), jnp.sin(HEAD)
 
-    def product(f):
-        def slope(hidden, head):
-            gradients = jax.grad(f, (0, 1))(hidden, head)
-            return sum(jnp.vdot(g, t) for g, t in zip(gradients, directions, strict=True))
+    def ours(hidden, head):
+        return loss(hidden, head, reduction=reduction, implementation="xla")
 
-        return grid.quick(jax.grad(slope, (0, 1)))(*BOTH)
-
-    close(product(lambda *p: loss(*p, reduction=reduction, implementation="xla")), product(plain), 1e-5)
+    close(grid.quick(partial(reverse_over_reverse, ours))(*BOTH), plain_reverse_over_reverse(), 1e-5)
 
 
 FROZEN = np.cos(HEAD)
@@ -171,7 +169,7 @@ def test_one_call_with_a_trained_and_with_a_frozen_head(first, reduction):
 
     right = plain_trained_and_frozen()
     jax.clear_caches()
-    close(jax.grad(total, (0, 1))(*BOTH), right, 1e-5)
+    close(grid.quick(jax.grad(total, (0, 1)))(*BOTH), right, 1e-5)
 
 
 @reductions
