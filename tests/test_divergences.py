@@ -32,7 +32,7 @@ def drawn(dtype="float32", spread=3.0, near=None, shape=(N, V), seed=0):
     gen = np.random.default_rng(seed)
     teacher = spread * gen.standard_normal(shape)
     student = spread * gen.standard_normal(shape) if near is None else teacher + near * gen.standard_normal(shape)
-    return jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
+    return student.astype(grid.numpy_dtype(dtype)), teacher.astype(grid.numpy_dtype(dtype))
 
 
 def log_softmax(xp, z, allowed):
@@ -79,10 +79,10 @@ def gradients_of_rows(kind, z, w, weights, options):
 
 
 def exact_gradients(z, w, kind, weights=None, **options):
-    """In float64, of the weighted sum of the rows."""
+    """In float64, of the weighted sum of the rows; a soft cap of 1e9 is none there."""
     z, w, weights = (np.asarray(x, np.float64) for x in (z, w, np.ones(len(z)) if weights is None else weights))
     with x64():
-        both = gradients_of_rows(kind, z, w, weights, {"temperature": 1.0} | options)
+        both = gradients_of_rows(kind, z, w, weights, {"temperature": 1.0, "softcap": 1e9} | options)
     return [np.asarray(g) for g in both]
 
 
@@ -96,10 +96,14 @@ def ours(kind, **options):
 
 
 @partial(grid.quick, static_argnames=("kind", "implementation", "softcap"))
-def rows_of(kind, z, w, cotangent, **options):
-    """The loss of each row and the gradients of their sum with the cotangent: one program for all tests."""
+def jitted_rows_of(kind, z, w, cotangent, **options):
     value, pull = jax.vjp(ours(kind, **options), z, w)
     return value, pull(cotangent)
+
+
+def rows_of(*arguments, **options):
+    """The loss of each row and the gradients of their sum with the cotangent: one program for all tests."""
+    return jax.tree.map(np.asarray, jitted_rows_of(*arguments, **options))
 
 
 def value_and_gradients(function, *arguments):
@@ -109,7 +113,7 @@ def value_and_gradients(function, *arguments):
         value, pull = jax.vjp(function, *arguments)
         return value, pull(jnp.ones_like(value))
 
-    return grid.quick(both)(*arguments)
+    return jax.tree.map(np.asarray, grid.quick(both)(*arguments))
 
 
 def assert_close_gradients(found, true, dtype, probabilities, value):
@@ -121,7 +125,8 @@ def assert_close_gradients(found, true, dtype, probabilities, value):
 
 
 MAPS = {"plain": {}, "warm": {"temperature": 2.5}, "capped": {"softcap": 4.0, "temperature": 0.7}}
-CASES = [(kind, "float32", name) for kind in KINDS for name in ("plain", "capped")]
+CASES = [(kind, "float32", "plain") for kind in KINDS]
+CASES += [(kind, "float32", "capped") for kind in ("forward_kl", "reverse_kl", "jeffreys", "alpha")]
 CASES += [("forward_kl", "float32", "warm"), ("forward_kl", "float16", "plain"), ("reverse_kl", "float16", "capped")]
 CASES += [(kind, "bfloat16", "warm") for kind in ("forward_kl", "js", "total_variation", "renyi")]
 
@@ -138,8 +143,11 @@ def test_value_and_gradients(kind, dtype, logit_map):
     assert_close_gradients(found, gradients, dtype, exact_probabilities(z, w, **options), true)
 
 
-@every_kind
-@pytest.mark.parametrize("implementation, mask_rank", [(None, 1), ("reference", 2)])
+MASKED_CASES = [(kind, None, 1) for kind in KINDS]
+MASKED_CASES += [(kind, "reference", 2) for kind in ("forward_kl", "reverse_kl", "js", "total_variation", "renyi")]
+
+
+@pytest.mark.parametrize("kind, implementation, mask_rank", MASKED_CASES)
 def test_class_mask_is_a_smaller_vocabulary(kind, implementation, mask_rank):
     kept = np.arange(3 * V // 2) % 3 != 1
     mask = kept if mask_rank == 1 else np.broadcast_to(kept, (N, len(kept)))
@@ -218,7 +226,7 @@ def test_kl_is_cross_entropy_less_entropy():
     np.testing.assert_allclose(crossent_jax.kl_divergence(z, w, reduction="none"), cross_entropy - entropy, rtol=1e-5)
 
 
-@pytest.mark.parametrize("order", [0.1, 0.999, 1.001, 3.0, 40.0])
+@pytest.mark.parametrize("order", [0.1, 0.999, 1.001, 40.0])
 def test_renyi_orders(order):
     z, w = drawn()
     options = {"kind": "renyi", "order": order}
@@ -249,22 +257,28 @@ def test_renyi_at_every_distance(order):
 
 @pytest.mark.parametrize("order", [0.5, 2.0])
 def test_renyi_of_disjoint_classes_is_infinite(order):
-    z, w = jnp.array([[0.3, -INF, 1.0]]), jnp.array([[-INF, 3.0, -INF]])
-    value, gradients = jax.value_and_grad(
-        lambda *both: crossent_jax.divergence(*both, kind="renyi", order=order), argnums=(0, 1)
-    )(z, w)
-    assert value == INF and all(np.all(gradient == 0) for gradient in gradients)
+    z, w = np.float32([[0.3, -INF, 1.0]]), np.float32([[-INF, 3.0, -INF]])
+    value, gradients = value_and_gradients(
+        partial(crossent_jax.divergence, kind="renyi", order=order, reduction="none"), z, w
+    )
+    assert value == INF and all(np.all(np.asarray(gradient) == 0) for gradient in gradients)
 
 
 # --- limits ---------------------------------------------------------------------------------------
 
-MASKED = jnp.array([[0.5, -INF, 1.0, -0.3]])
-WHOLE = jnp.array([[0.1, 0.2, -1.0, 0.4]])
+MASKED = np.float32([[0.5, -INF, 1.0, -0.3]])
+WHOLE = np.float32([[0.1, 0.2, -1.0, 0.4]])
 LN2 = np.log(2)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_teacher_without_a_class(jit):
+@grid.quick
+def limits(z, w):
+    """Value and gradients of the kinds that :func:`test_teacher_without_a_class` knows the limits of."""
+    kinds = ("forward_kl", "reverse_kl", "jeffreys", "js", "total_variation")
+    return {kind: jax.value_and_grad(partial(crossent_jax.divergence, kind=kind), (0, 1))(z, w) for kind in kinds}
+
+
+def test_teacher_without_a_class():
     """A masked vocabulary of the teacher: t = 0 where p is not."""
     kept = [0, 2, 3]
     p = np.exp(log_softmax(np, np.float64(WHOLE), np.ones((1, 4), bool)))[0]
@@ -274,31 +288,34 @@ def test_teacher_without_a_class(jit):
     js = (np.sum(t * np.log(t / m[kept])) + np.sum(p * np.log(p / m))) / 2
     expected = {"forward_kl": forward, "reverse_kl": INF, "jeffreys": INF, "js": js,
                 "total_variation": (np.abs(t - p[kept]).sum() + p[1]) / 2}  # fmt: skip
-    for kind, value in expected.items():
-        both = jax.value_and_grad(partial(crossent_jax.divergence, kind=kind), (0, 1))
-        found, gradients = (jax.jit(both) if jit else both)(WHOLE, MASKED)
-        np.testing.assert_allclose(found, value, rtol=1e-6)
+    for kind, (found, gradients) in jax.tree.map(np.asarray, limits(WHOLE, MASKED)).items():
+        np.testing.assert_allclose(found, expected[kind], rtol=1e-6)
         assert all(np.all(np.isfinite(g)) for g in gradients) and gradients[1][0, 1] == 0
         if kind in ("reverse_kl", "jeffreys"):
             assert np.all(gradients[0] == 0)  # no finite limit
-    grads = jax.grad(crossent_jax.kl_divergence, (0, 1))(WHOLE, MASKED)
+    grads = [np.asarray(g) for g in jax.grad(crossent_jax.kl_divergence, (0, 1))(WHOLE, MASKED)]
     np.testing.assert_allclose(grads[0][0], p - np.array([t[0], 0, t[1], t[2]]), rtol=1e-5, atol=1e-7)
     ratio = np.log(t / p[kept])
-    np.testing.assert_allclose(grads[1][0, jnp.array(kept)], t * (ratio - forward), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(grads[1][0, kept], t * (ratio - forward), rtol=1e-5, atol=1e-7)
 
 
 def test_student_without_a_class_of_the_teacher():
-    value, (to_student, to_teacher) = jax.value_and_grad(crossent_jax.kl_divergence, (0, 1))(MASKED, WHOLE)
-    t, p = jax.nn.softmax(WHOLE), jax.nn.softmax(MASKED)
+    value, gradients = jax.value_and_grad(crossent_jax.kl_divergence, (0, 1))(MASKED, WHOLE)
+    to_student, to_teacher = (np.asarray(g) for g in gradients)
+    kept = [0, 2, 3]
+    t = exact_probabilities(WHOLE, WHOLE)[0]
+    p = exact_probabilities(MASKED[:, kept], WHOLE)[0]
     assert value == INF and to_student[0, 1] == 0 and np.all(to_teacher == 0)
-    np.testing.assert_allclose(to_student[0, jnp.array([0, 2, 3])], (p - t)[0, jnp.array([0, 2, 3])], rtol=1e-5)
-    np.testing.assert_allclose(crossent_jax.reverse_kl_divergence(MASKED, WHOLE), np.nansum(p * jnp.log(p / t)), rtol=1e-5)
+    np.testing.assert_allclose(to_student[:, kept], p - t[:, kept], rtol=1e-5)
+    reverse = crossent_jax.reverse_kl_divergence(MASKED, WHOLE)
+    np.testing.assert_allclose(reverse, np.sum(p * np.log(p / t[:, kept])), rtol=1e-5)
 
 
 @every_kind
 def test_rows_without_any_class(kind):
     z, w = drawn()
-    value, gradients = rows_of(kind, z.at[jnp.array([0, 1])].set(-INF), w.at[jnp.array([0, 2])].set(-INF), ONES)
+    z[[0, 1]] = w[[0, 2]] = -INF
+    value, gradients = rows_of(kind, z, w, ONES)
     np.testing.assert_array_equal(value[:3], [0, INF, INF])
     assert np.all(np.isfinite(value[3:]))
     assert all(np.all(g[:3] == 0) for g in gradients)
@@ -308,9 +325,9 @@ def test_rows_without_any_class(kind):
 @pytest.mark.parametrize("bad", [np.nan, INF])
 @pytest.mark.parametrize("side", [0, 1])
 def test_nan_and_inf_show_in_their_row_alone(kind, bad, side):
-    both = list(drawn())
+    both = drawn()
     clean, _ = rows_of(kind, *both, ONES)
-    both[side] = both[side].at[2, 5].set(bad)
+    both[side][2, 5] = bad
     others = np.arange(N) != 2
     value, gradients = rows_of(kind, *both, np.float32(others))
     assert np.isnan(value[2])
@@ -321,14 +338,12 @@ def test_nan_and_inf_show_in_their_row_alone(kind, bad, side):
 
 def test_a_one_hot_teacher_is_a_label():
     z, _ = drawn()
-    labels = jnp.array([3, 0, 36, 7, 7])
-    one_hot = jnp.where(jax.nn.one_hot(labels, V) > 0, 0.0, -INF)
-    (ours_, pull), (hard, pull_hard) = (
-        jax.vjp(lambda z: crossent_jax.kl_divergence(z, one_hot, reduction="none"), z),
-        jax.vjp(lambda z: crossent_jax.cross_entropy(z, labels, reduction="none"), z),
-    )
-    np.testing.assert_allclose(ours_, hard, rtol=1e-6)
-    np.testing.assert_allclose(pull(jnp.ones(N))[0], pull_hard(jnp.ones(N))[0], rtol=1e-5, atol=1e-7)
+    labels = np.array([3, 0, 36, 7, 7])
+    one_hot = np.where(labels[:, None] == np.arange(V), 0, -INF).astype(np.float32)
+    found, (gradient, _) = rows_of("forward_kl", z, one_hot, ONES)
+    hard, (gradient_hard,) = value_and_gradients(lambda z: crossent_jax.cross_entropy(z, labels, reduction="none"), z)
+    np.testing.assert_allclose(found, hard, rtol=1e-6)
+    np.testing.assert_allclose(gradient, gradient_hard, rtol=1e-5, atol=1e-7)
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -339,9 +354,8 @@ def test_a_one_hot_teacher_is_a_label():
 )
 def test_rows_weights_and_reductions(implementation, reduction):
     z, w = drawn()
-    z = z.at[1].set(jnp.nan)
-    w = w.at[3].set(jnp.nan)
-    where, weights = jnp.array([True, False, True, True, True]), jnp.array([0.5, 1.0, 2.0, 0.0, 1.0])
+    z[1] = w[3] = np.nan
+    where, weights = np.array([True, False, True, True, True]), np.float32([0.5, 1.0, 2.0, 0.0, 1.0])
     rows = np.nan_to_num(exact(np.nan_to_num(z), np.nan_to_num(w), "forward_kl"))
     scale = np.array([0.5, 0, 2, 0, 1])
     total = (scale * rows).sum()
@@ -353,10 +367,10 @@ def test_rows_weights_and_reductions(implementation, reduction):
         return out.mean() if reduction == "loss_sum" else out.sum() if reduction == "none" else out
 
     expected = total if reduction in ("sum", "none") else total / 3.5
-    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(z, w, weights)
+    value, gradients = jax.tree.map(np.asarray, grid.quick(jax.value_and_grad(loss, (0, 1, 2)))(z, w, weights))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert all(np.all(np.isfinite(g)) for g in gradients)
-    assert all(np.all(g[jnp.array([1, 3])] == 0) for g in gradients[:2])
+    assert all(np.all(g[[1, 3]] == 0) for g in gradients[:2])
     norm = 1 if reduction in ("sum", "none") else 3.5
     true = exact_gradients(np.nan_to_num(z), np.nan_to_num(w), "forward_kl", weights=scale / norm)
     for found, expect in zip(gradients[:2], true, strict=True):
@@ -366,24 +380,19 @@ def test_rows_weights_and_reductions(implementation, reduction):
 @pytest.mark.parametrize("kind", ["forward_kl", "js", "renyi"])
 def test_temperature_is_differentiable(kind):
     z, w = drawn()
-
-    def total(divergence, temperature):
-        return divergence(temperature).sum()
-
     with x64():
-        wide = [jnp.asarray(np.float64(x)) for x in (z, w)]
-        total = grid.quick(jax.grad(lambda t: true_rows(jnp, *wide, kind, temperature=t, **KINDS[kind]).sum()))
-        true = total(jnp.float64(1.7))
-    found = jax.grad(lambda t: ours(kind, temperature=t)(z, w).sum())(jnp.float32(1.7))
+        wide = [np.float64(x) for x in (z, w)]
+        true = grid.quick(jax.grad(lambda t: true_rows(jnp, *wide, kind, temperature=t, **KINDS[kind]).sum()))(1.7)
+    found = grid.quick(jax.grad(lambda t: ours(kind, temperature=t)(z, w).sum()))(np.float32(1.7))
     np.testing.assert_allclose(found, true, rtol=1e-5)
 
 
 def test_beta_is_differentiable():
     z, w = drawn()
     with x64():
-        wide = [jnp.asarray(np.float64(x)) for x in (z, w)]
-        true = grid.quick(jax.grad(lambda b: true_rows(jnp, *wide, "js", beta=b).sum()))(jnp.float64(0.3))
-    found = jax.grad(lambda b: crossent_jax.js_divergence(z, w, beta=b, reduction="sum"))(jnp.float32(0.3))
+        wide = [np.float64(x) for x in (z, w)]
+        true = grid.quick(jax.grad(lambda b: true_rows(jnp, *wide, "js", beta=b).sum()))(0.3)
+    found = grid.quick(jax.grad(lambda b: crossent_jax.js_divergence(z, w, beta=b, reduction="sum")))(np.float32(0.3))
     np.testing.assert_allclose(found, true, rtol=1e-5)
 
 
@@ -401,8 +410,8 @@ def test_teacher_gradient_is_exact_or_stopped_at_every_temperature(temperature, 
     """A peer gives 0 at temperature 1 and the gradient at 2."""
     z, w = drawn()
     loss = partial(crossent_jax.kl_divergence, temperature=temperature, reduction="sum", implementation=implementation)
-    stopped = jax.grad(partial(loss, stop_teacher_gradient=True), (0, 1))(z, w)
-    given = jax.grad(loss, (0, 1))(z, w)
+    both = [jax.grad(partial(loss, stop_teacher_gradient=stop), (0, 1)) for stop in (True, False)]
+    stopped, given = jax.tree.map(np.asarray, grid.quick(lambda *p: [gradients(*p) for gradients in both])(z, w))
     true = exact_gradients(z, w, "forward_kl", temperature=temperature)
     assert np.array_equal(stopped[0], given[0]) and np.all(stopped[1] == 0)
     np.testing.assert_allclose(given[1], true[1], rtol=1e-4, atol=3e-7)
@@ -411,7 +420,7 @@ def test_teacher_gradient_is_exact_or_stopped_at_every_temperature(temperature, 
 @pytest.mark.parametrize("implementation", [None, "reference"])
 def test_hard_and_soft_targets_in_one_pass(implementation):
     z, w = drawn()
-    labels = jnp.array([3, -100, 36, 99, 0])
+    labels = np.array([3, -100, 36, 99, 0])
     options = {"reduction": "none", "implementation": implementation}
 
     def both(z):
@@ -424,25 +433,26 @@ def test_hard_and_soft_targets_in_one_pass(implementation):
         soft = 4 * crossent_jax.kl_divergence(z, w, temperature=2.0, **options)
         return 0.7 * soft + 0.3 * crossent_jax.cross_entropy(z, labels, ignore_index=-100, **options)
 
-    kept = jnp.array([0, 2, 4])
+    kept = [0, 2, 4]
     value, (found,) = value_and_gradients(both, z)
     expected, (true,) = value_and_gradients(apart, z)
     np.testing.assert_allclose(value[kept], expected[kept], rtol=1e-6)
     assert value[1] == 0 and np.isnan(value[3])
     np.testing.assert_allclose(found[kept], true[kept], rtol=1e-5, atol=1e-6)
-    assert np.all(found[jnp.array([1, 3])] == 0)
+    assert np.all(found[[1, 3]] == 0)
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "js"])
-@pytest.mark.parametrize("shape, axis", [((2, V, 3), 1), ((V, N), 0), ((2, 3, V), -1), ((V,), 0)])
+@pytest.mark.parametrize(
+    "kind, shape, axis", [("js", (2, V, 3), 1), ("forward_kl", (V, N), 0), ("forward_kl", (2, 3, V), -1), ("js", (V,), 0)]
+)
 def test_any_class_axis(kind, shape, axis):
     z, w = drawn(shape=shape)
-    last = [jnp.moveaxis(x, axis, -1) for x in (z, w)]
-    value, pull = jax.vjp(ours(kind, axis=axis), z, w)
-    expected, pull_expected = jax.vjp(ours(kind), *last)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for g, g_expected in zip(pull(jnp.ones_like(value)), pull_expected(jnp.ones_like(value)), strict=True):
-        np.testing.assert_allclose(jnp.moveaxis(g, axis, -1), g_expected, rtol=1e-6, atol=1e-8)
+    value, gradients = value_and_gradients(ours(kind, axis=axis), z, w)
+    rows = [np.moveaxis(x, axis, -1).reshape(-1, V) for x in (z, w)]
+    expected, gradients_expected = value_and_gradients(ours(kind), *rows)
+    np.testing.assert_allclose(np.ravel(value), expected, rtol=1e-6)
+    for g, g_expected in zip(gradients, gradients_expected, strict=True):
+        np.testing.assert_allclose(np.moveaxis(g, axis, -1).reshape(-1, V), g_expected, rtol=1e-6, atol=1e-8)
 
 
 def test_empty_batch():
@@ -487,26 +497,28 @@ def forward_kl_with_derivatives(log_p, log_t):
 @pytest.mark.parametrize("function", [forward_kl_of_logs, forward_kl_with_derivatives])
 def test_a_users_kl_is_ours(function, implementation):
     z, w = drawn()
-    options = {"temperature": 1.5, "implementation": implementation, "reduction": "none"}
-    found, pull = jax.vjp(partial(crossent_jax.divergence, kind=function, **options), z, w)
-    expected, pull_expected = jax.vjp(partial(crossent_jax.divergence, **options), z, w)
+    options = {"temperature": 1.5, "implementation": implementation}
+    found, gradients = value_and_gradients(
+        partial(crossent_jax.divergence, kind=function, reduction="none", **options), z, w
+    )
+    expected, gradients_expected = rows_of("forward_kl", z, w, ONES, **options)
     np.testing.assert_allclose(found, expected, rtol=2e-6)
-    for g, g_expected in zip(pull(jnp.ones(N)), pull_expected(jnp.ones(N)), strict=True):
+    for g, g_expected in zip(gradients, gradients_expected, strict=True):
         np.testing.assert_allclose(g, g_expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_users_divergence_meets_masked_classes():
-    kept = jnp.array([0, 2, 3])
-    masked, whole = WHOLE.at[0, 1].set(-INF), MASKED
-    value, gradients = jax.value_and_grad(partial(crossent_jax.divergence, kind=forward_kl_of_logs), (0, 1))(masked, whole)
-    alone = crossent_jax.kl_divergence(masked[:, kept], whole[:, kept])
-    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    kept = [0, 2, 3]
+    masked, whole = np.where(MASKED == -INF, MASKED, WHOLE), MASKED
+    function = partial(crossent_jax.divergence, kind=forward_kl_of_logs, reduction="none")
+    value, gradients = value_and_gradients(function, masked, whole)
+    np.testing.assert_allclose(value, exact(masked[:, kept], whole[:, kept], "forward_kl"), rtol=1e-6)
     assert all(np.all(np.isfinite(g)) and g[0, 1] == 0 for g in gradients)
 
 
 def test_a_users_divergence_with_a_closure_over_an_array():
     z, w = drawn()
-    weights = jnp.linspace(0.0, 1.0, V)
+    weights = jnp.asarray(np.linspace(0, 1, V, dtype=np.float32))
 
     def weighted(log_p, log_t):
         return jnp.broadcast_to(weights[None, : log_p.shape[-1]], log_p.shape) * hellinger(log_p, log_t)
@@ -533,35 +545,37 @@ def test_equal_functions_share_a_compilation():
 
 @pytest.mark.parametrize("kind", ["forward_kl", "js", "renyi"])
 def test_transforms_agree(kind):
-    z, w = drawn(shape=(4, 9))
+    z, w = drawn()
 
     def total(*both, implementation=None):
         return ours(kind, implementation=implementation)(*both).sum()
 
-    reference = partial(total, implementation="reference")
-    reverse = grid.quick(jax.jacrev(reference, (0, 1)))(z, w)
-    forward = grid.quick(jax.jacfwd(reference, (0, 1)))(z, w)
-    fused = jax.grad(total, (0, 1))(z, w)
+    @grid.quick
+    def transforms(z, w):
+        reference = partial(total, implementation="reference")
+        gradients = jax.jacrev(reference, (0, 1))(z, w), jax.jacfwd(reference, (0, 1))(z, w)
+        one_teacher = jax.vmap(jax.grad(total), (0, None))(z, w[0])
+        return gradients, jax.vmap(ours(kind))(z, w), one_teacher
+
+    (reverse, forward), mapped, one_teacher = transforms(z, w)
+    value, fused = rows_of(kind, z, w, ONES)
     for a, b, c in zip(reverse, forward, fused, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
-    mapped = jax.vmap(ours(kind))(z, w)
-    np.testing.assert_allclose(mapped, ours(kind)(z, w), rtol=1e-5)
-    each = grid.quick(jax.vmap(jax.grad(total), (0, None)))(z, w[0])  # one teacher, many students
-    alone = grid.quick(jax.grad(total))
-    for i in range(4):
-        np.testing.assert_allclose(each[i], alone(z[i], w[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mapped, value, rtol=1e-5)
+    _, (each, _) = rows_of(kind, z, np.broadcast_to(w[0], w.shape), ONES)
+    np.testing.assert_allclose(one_teacher, each, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "js"])
 def test_second_derivatives(kind):
     z, w = drawn(shape=(2, 5))
     with x64():
-        wide = [jnp.asarray(np.float64(x)) for x in (z, w)]
-        true = grid.quick(jax.hessian(lambda z: true_rows(jnp, z, wide[1], kind, **KINDS[kind]).sum()))(wide[0])
-        found = grid.quick(jax.hessian(lambda z: ours(kind, implementation="reference")(z, wide[1]).sum()))(wide[0])
+        z, w = np.float64(z), np.float64(w)
+        true = grid.quick(jax.hessian(lambda z: true_rows(jnp, z, w, kind, **KINDS[kind]).sum()))(z)
+        found = grid.quick(jax.hessian(lambda z: ours(kind, implementation="reference")(z, w).sum()))(z)
         np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-10)
-        again = grid.quick(jax.jacrev(jax.grad(lambda z: ours(kind)(z, wide[1]).sum())))(wide[0])
+        again = grid.quick(jax.jacrev(jax.grad(lambda z: ours(kind)(z, w).sum())))(z)
         np.testing.assert_allclose(again, true, rtol=1e-8, atol=1e-10)
 
 

@@ -28,16 +28,20 @@ BIAS = GEN.standard_normal(CLASSES).astype(np.float32)
 LABELS = grid.labels(GEN, ROWS, CLASSES)
 
 
-def value_and_gradients(hidden, labels, *, reduction="sum", bias=BIAS, **options):
-    """The output, and the gradients of hidden, head and bias of its sum."""
-
+@partial(grid.quick, static_argnames=("ignore_index", "reduction", "implementation", "softcap"))
+def jitted_value_and_gradients(hidden, labels, bias, scalars, **options):
     def total(hidden, head, bias):
-        out = linear_cross_entropy(hidden, head, labels, bias=bias, chunk_rows=3, reduction=reduction, **options)
+        out = linear_cross_entropy(hidden, head, labels, bias=bias, chunk_rows=3, **scalars, **options)
         return jnp.sum(out), out
 
-    function = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True), compiler_options=grid.QUICK_COMPILE)
-    (_, out), gradients = function(hidden, HEAD, bias)
-    return np.asarray(out), jax.tree.map(np.asarray, gradients)
+    (_, out), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(hidden, HEAD, bias)
+    return out, gradients
+
+
+def value_and_gradients(hidden, labels, *, bias=BIAS, **options):
+    """The output, and the gradients of hidden, head and bias of its sum: one program for a set of options."""
+    scalars = {name: np.float32(options.pop(name)) for name in grid.SCALARS if name in options}
+    return jax.tree.map(np.asarray, jitted_value_and_gradients(hidden, labels, bias, scalars, **options))
 
 
 def ignoring(how, labels, row):
@@ -49,30 +53,23 @@ def ignoring(how, labels, row):
     }[how]
 
 
-@backends
-@reductions
-@pytest.mark.parametrize("how", ("where", "ignore_index", "row_weights"))
-@pytest.mark.parametrize("options", (EVERYTHING,), ids=("everything",))
-def test_ignored_rows_add_exactly_nothing_even_from_nan(options, how, reduction, backend):
+IGNORING = [("where", reduction, backend) for reduction in ("sum", "none") for backend in grid.BACKENDS]
+IGNORING += [("ignore_index", "sum", "reference"), ("ignore_index", "none", "xla")]
+IGNORING += [("row_weights", "sum", "xla"), ("row_weights", "none", "xla"), ("row_weights", "none", "reference")]
+
+
+@pytest.mark.parametrize("how, reduction, backend", IGNORING)
+def test_ignored_rows_add_exactly_nothing_even_from_nan(how, reduction, backend):
     """Not to the value, and not to the head's gradient, which multiplies dz with the poisoned hidden state."""
     labels, mask = ignoring(how, LABELS, 2)
-
-    @partial(jax.jit, compiler_options=grid.QUICK_COMPILE)
-    def run(hidden):
-        def total(hidden, head, bias):
-            given = {"bias": bias, "chunk_rows": 3, "reduction": reduction, "implementation": backend}
-            out = linear_cross_entropy(hidden, head, labels, **given, **mask, **options)
-            return jnp.sum(out), out
-
-        return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(hidden, HEAD, BIAS)
-
-    (_, clean), clean_gradients = run(HIDDEN)
+    options = {"reduction": reduction, "implementation": backend} | mask | EVERYTHING
+    clean, clean_gradients = value_and_gradients(HIDDEN, labels, **options)
     for poison in ([np.nan] * FEATURES, [np.inf, 0, 0], [-np.inf, np.inf, 1e38]):
         hidden = HIDDEN.copy()
         hidden[2] = poison
-        (_, value), gradients = run(hidden)
+        value, gradients = value_and_gradients(hidden, labels, **options)
         np.testing.assert_array_equal(value, clean)
-        assert not np.asarray(gradients[0])[2].any()
+        assert not gradients[0][2].any()
         for gradient, clean_gradient in zip(gradients, clean_gradients, strict=True):
             assert np.isfinite(gradient).all()
             np.testing.assert_array_equal(gradient, clean_gradient)
@@ -126,8 +123,8 @@ def test_a_bias_of_minus_infinity_masks_a_class(reduction, backend):
 def test_all_rows_ignored(reduction, backend):
     """0, and zero gradients, even of NaN."""
     out, gradients = value_and_gradients(
-        np.full_like(HIDDEN, np.nan), LABELS, reduction="none" if reduction == "none" else "mean",
-        where=np.zeros(ROWS, bool), implementation=backend, **EVERYTHING,
+        np.full_like(HIDDEN, np.nan), LABELS, where=np.zeros(ROWS, bool), reduction=reduction, implementation=backend,
+        **EVERYTHING,
     )  # fmt: skip
     assert not out.any() and not any(gradient.any() for gradient in gradients)
     total = linear_cross_entropy(
@@ -152,7 +149,7 @@ SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2], [3, 3, 3, 3, 3, 4, 4]], np.int32)
 )
 def test_shift_is_slicing_by_hand(reduction, shift, backend):
     """What belongs to labels is sliced like them; the states after the last label get an exact zero."""
-    options = {"reduction": reduction, "implementation": backend, "label_smoothing": 0.1, "chunk_rows": 4}
+    options = {"reduction": reduction, "label_smoothing": 0.1, "chunk_rows": 4, "implementation": backend}
     same = SEGMENTS[:, shift:] == SEGMENTS[:, :-shift]
 
     def ours(hidden, head, weights):
@@ -162,24 +159,24 @@ def test_shift_is_slicing_by_hand(reduction, shift, backend):
 
     def by_hand(hidden, head, weights):
         given = {"where": WHERE[:, shift:] & same, "row_weights": weights[:, shift:]}
-        out = linear_cross_entropy(hidden[:, :-shift], head, TOKENS[:, shift:], **given, **options)
+        z = jnp.einsum("btd,dv->btv", hidden[:, :-shift], head)
+        out = crossent_jax.cross_entropy(z, TOKENS[:, shift:], label_smoothing=0.1, reduction=reduction, **given)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out)), out
 
     arguments = SEQUENCES, HEAD, WEIGHTS
-    quick = partial(jax.jit, compiler_options=grid.QUICK_COMPILE)
-    (_, out), gradients = quick(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(*arguments)
-    (_, expected), right = quick(jax.value_and_grad(by_hand, (0, 1, 2), has_aux=True))(*arguments)
+    (_, out), gradients = grid.quick(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(*arguments)
+    (_, expected), right = grid.quick(jax.value_and_grad(by_hand, (0, 1, 2), has_aux=True))(*arguments)
     if reduction == "none":
-        expected = jnp.pad(expected, ((0, 0), (shift, 0)))
+        expected = np.pad(expected, ((0, 0), (shift, 0)))
     for got, wanted in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves((expected, right)), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=2e-6)
-    assert not gradients[0][:, -shift:].any()
+    assert not np.asarray(gradients[0])[:, -shift:].any()
 
 
 @backends
 def test_shifted_results_are_indexed_by_label(backend):
-    log_probs = linear_token_log_probs(SEQUENCES, HEAD, TOKENS, shift=1, implementation=backend)
-    stats = linear_row_stats(SEQUENCES, HEAD, TOKENS, shift=1, implementation=backend)
+    log_probs = np.asarray(linear_token_log_probs(SEQUENCES, HEAD, TOKENS, shift=1, implementation=backend))
+    stats = jax.tree.map(np.asarray, linear_row_stats(SEQUENCES, HEAD, TOKENS, shift=1, implementation=backend))
     z = SEQUENCES.astype(float) @ HEAD.astype(float)
     exact = z - np.log(np.exp(z).sum(-1, keepdims=True))
     for b in range(BATCH):
@@ -232,8 +229,8 @@ def test_linear_loss_is_the_formula_on_dense_statistics(shift, reduction, backen
         return contracted({"none": each, "sum": total, "mean": total / weight, "loss_sum": (total, weight)}[reduction])
 
     names = tuple(range(len(arguments)))
-    value, gradients = jax.jit(jax.value_and_grad(ours, names), compiler_options=grid.QUICK_COMPILE)(*arguments)
-    expected, right = jax.jit(jax.value_and_grad(formula, names), compiler_options=grid.QUICK_COMPILE)(*arguments)
+    value, gradients = grid.quick(jax.value_and_grad(ours, names))(*arguments)
+    expected, right = grid.quick(jax.value_and_grad(formula, names))(*arguments)
     np.testing.assert_allclose(value, expected, rtol=4e-6, atol=4e-6)
     for gradient, wanted in zip(gradients, right, strict=True):
         np.testing.assert_allclose(gradient, wanted, rtol=0, atol=4e-6 * max(1, np.abs(wanted).max()))

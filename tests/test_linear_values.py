@@ -196,8 +196,7 @@ def along_the_simplex(error, arguments):
 ALONE = {
     "hard none": {"reduction": "none"},
     "hard mean": {"batch": (2, 7), "chunk_rows": 4, "head_vocab_axis": 0},
-    "hard sum": {"reduction": "sum", "bias": False, "ignore_index": IGNORED},
-    "hard loss_sum": {"reduction": "loss_sum", "batch": (7, 2), "softcap": 4.0},
+    "hard loss_sum": {"reduction": "loss_sum", "batch": (7, 2), "bias": False, "ignore_index": IGNORED, "softcap": 4.0},
     "soft none": {"kind": "soft", "reduction": "none", "batch": (2, 7), "chunk_rows": 4},
     "soft mean": {"kind": "soft", "head_vocab_axis": 0},
     "hard mean bfloat16": {"dtype": "bfloat16", "batch": (2, 7), "chunk_rows": 4},
@@ -314,9 +313,11 @@ def test_a_large_vocabulary(reduction):
         assert np.all(np.abs(ours - exact) <= 16 * EPS * bound)  # exp of a rounded logit, the products, the sums by blocks
 
 
-@pytest.mark.parametrize("backend", grid.BACKENDS)
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-@pytest.mark.parametrize("reduction", ("sum", "none"))
+@pytest.mark.parametrize(
+    "reduction, dtype, backend",
+    [(reduction, dtype, "xla") for reduction in ("sum", "none") for dtype in ("float32", "bfloat16")]
+    + [("none", "float32", "reference"), ("sum", "bfloat16", "reference")],
+)
 def test_logits_of_thousands(reduction, dtype, backend):
     """Logits of +-4000: the probabilities are 0 and 1, and the same ones in the forward and in the backward pass."""
     gen, rows, features, classes = grid.rng("thousands"), 5, 4, 11
@@ -366,8 +367,7 @@ def test_gradients_add_up_in_float32_over_many_chunks(reduction, backend):
     assert np.all(np.abs(db - dz.sum(0)) <= (half_ulp + rows * EPS) * np.abs(dz.sum(0)))
 
 
-@pytest.mark.parametrize("kind", grid.TARGETS)
-@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("dtype, kind", [("float32", "soft"), ("bfloat16", "hard")])
 def test_is_the_loss_of_the_product(dtype, kind):
     """With ``logits_dtype`` None, the loss of float32-accumulated logits; with a dtype, that of rounded
     logits."""
@@ -379,11 +379,10 @@ def test_is_the_loss_of_the_product(dtype, kind):
     dense = {"hard": crossent_jax.cross_entropy, "soft": crossent_jax.soft_cross_entropy}[kind]
     exact = hidden.astype(np.float32) @ head.astype(np.float32) + bias.astype(np.float32)
     for logits_dtype in (None, "float32", "bfloat16"):
-        z = jnp.asarray(exact.astype(grid.numpy_dtype(logits_dtype or "float32")))
+        z = exact.astype(grid.numpy_dtype(logits_dtype or "float32"))
         options = {"reduction": "none"} | arguments
         ours = FAMILIES[kind](hidden, head, target, bias=bias, chunk_rows=3, logits_dtype=logits_dtype, **options)
-        z, bound = np.asarray(z, np.float64), np.abs(exact).max()
-        expected = np.asarray(dense(jnp.asarray(z, jnp.float32), target, **options))
+        bound, expected = np.abs(exact).max(), np.asarray(dense(z.astype(np.float32), target, **options))
         slack = oracle.loss_slack(expected) + FEATURES * EPS * bound
         if logits_dtype == "bfloat16":  # a logit a bit away may fall on the other side of a rounding
             assert np.max(np.abs(ours - expected)) <= 2.0**-8 * bound
