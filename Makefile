@@ -36,13 +36,13 @@ check: $(VENV)/lint
 	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --cases 1 -m "not subprocess"
 
 test-all: $(VENV)/installed
-	$(RUN) tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest
+	$(RUN) -m tests.environments lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
 lint: $(VENV)/installed
-	$(RUN) tests/environments.py lint
+	$(RUN) -m tests.environments lint
 
 docs: $(VENV)/installed
-	$(RUN) tests/environments.py docs
+	$(RUN) -m tests.environments docs
 
 $(VENV)/peers: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[peers]' && touch $@

@@ -1,6 +1,6 @@
 """Legs of the test run beyond ``make test``, in environments built from the project's files.
 
-    python tests/environments.py lint mutations peers frameworks notebooks docs benchmarks aot floor newest
+    python -m tests.environments lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
 | leg | what |
 |---|---|
@@ -30,7 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import compiling
+from tests import compiling
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venvs"
@@ -200,7 +200,7 @@ LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, notebo
 def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in LEGS]
     if unknown or not names:
-        raise SystemExit(f"usage: environments.py {' '.join(LEGS)} (any of them); got {names}")
+        raise SystemExit(f"usage: python -m tests.environments {' '.join(LEGS)} (any of them); got {names}")
     for name in names:
         start = time.monotonic()
         LEGS[name]()

@@ -105,10 +105,11 @@ def _target_distribution(xp, z, target, class_weights):
 
 
 def _prior(xp, allowed, z, class_weights):
-    """The smoothing prior over the allowed classes, normalised, and the total it stands for."""
+    """The smoothing prior over the allowed classes, normalised, and the total it stands for: a masked class is not there."""
     ones = xp.ones(z.shape[-1], xp.real(z).dtype) if class_weights is None else class_weights
     prior = xp.where(allowed, xp.broadcast_to(ones[None], z.shape), 0)
-    return prior / xp.sum(prior, -1, keepdims=True), xp.sum(ones) / z.shape[-1]
+    total = xp.sum(prior, -1)
+    return prior / total[:, None], total / xp.sum(xp.where(allowed, ones[None] * 0 + 1, 0), -1)
 
 
 # --- exact values ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def compiled(chip, function, dtype):
 def compiled_for(chip, function, *arguments):
     package = missing_compiler(chip)
     if package:
-        pytest.skip(f"compiling for {chip} needs the package {package}: `tests/environments.py aot` installs it")
+        pytest.skip(f"compiling for {chip} needs the package {package}: `python -m tests.environments aot` installs it")
     return compile_for(chip, function, *arguments)
 
 

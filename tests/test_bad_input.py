@@ -34,7 +34,7 @@ REFUSED = {
     "targets of another shape": (ValueError, "targets (5, 7) (7,)", soft_cross_entropy, (LOGITS, TARGETS[0]), {}),
     "where over classes": (ValueError, "where (5,) class_mask", cross_entropy, (LOGITS, LABELS), {"where": LOGITS > 0}),
     "where of one row": (ValueError, "where (5,) (1,)", cross_entropy, (LOGITS, LABELS), {"where": LABELS[:1] > 0}),
-    "where of integers": (TypeError, "where boolean != 0", cross_entropy, (LOGITS, LABELS), {"where": LABELS}),
+    "where of floats": (TypeError, "where boolean != 0", cross_entropy, (LOGITS, LABELS), {"where": LABELS * 1.0}),
     "class_mask of rows": (
         ValueError,
         "class_mask (7,) (5,) where",

@@ -20,7 +20,7 @@ WANTED = Wanted(-1, entropy=True, argmax=True)
 PRIOR = jnp.arange(1.0, CLASSES + 1) / CLASSES
 seeds = st.integers(0, 2**31 - 1)
 examples = settings(max_examples=25, deadline=None)
-merge = grid.quick(state.merge)
+merge = grid.quick(partial(state.merge, temperature=None))
 
 
 def draw(seed, scale=5.0):
@@ -80,7 +80,7 @@ def test_ties_of_the_argmax_go_to_the_lowest_index_across_blocks():
     logits, labels = jnp.array([[1.0, 3.0, 3.0, 3.0] + [0.0] * 7] * ROWS), jnp.zeros(ROWS, int)
     for cut in (1, 2, 3):
         joined = merge(block(logits, labels, cut, CLASSES), block(logits, labels, 0, cut))
-        assert np.all(state.finalize(joined, prior_total=jnp.float32(1), soft=False).argmax == 1)
+        assert np.all(state.finalize(joined, temperature=None, soft=False).argmax == 1)
 
 
 @examples

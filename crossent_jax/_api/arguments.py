@@ -59,6 +59,7 @@ def check_linear_rows(
     backend = select(problem, implementation, lambda backend: describe(backend, linear, projection, reduction))
     spec = Spec(backend.name, -1, None, None, problem.axis_name, linear)
     if labels is not None:
+        checks.ignore_index(options.get("ignore_index"), labels)
         labels, where, row_weights = _of_hidden(linear.shift, z, labels, where, row_weights, segment_ids)
     return _checked(spec, projection, z, labels=labels, where=where, row_weights=row_weights, **options)
 
@@ -107,7 +108,7 @@ def _checked(
 ) -> tuple[Spec, Rows]:
     """``z``: the shape and dtype of the logits, whether they are the source or its product."""
     shape = checks.batch_shape(z, spec.axis)
-    spec = spec._replace(softcap=checks.softcap(softcap), ignore_index=checks.ignore_index(ignore_index))
+    spec = spec._replace(softcap=checks.softcap(softcap), ignore_index=checks.ignore_index(ignore_index, labels))
     rows = Rows(
         logits=source,
         target=checks.labels(labels, z, spec.axis) if targets is None else checks.targets(targets, z),

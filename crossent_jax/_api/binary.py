@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from .. import guards
 from .._jax.dtypes import statistics_dtype
+from .._row.logit_map import over, usable
 from .._row.losses import times
 from .._row.reduce import counted_weights, keep, reduce_rows, weighted_losses
 from .._row.state import Maybe
@@ -97,15 +98,18 @@ def _reduced(reduction: str, z, y, valid, weights, options: _Options):
     dtype = statistics_dtype(z.dtype)
     z, y = keep(valid, (z, y))
     options = jax.tree.map(lambda option: jnp.asarray(option, dtype), options)
-    weights = None if weights is None else weights.astype(dtype)
-    loss = weighted_losses(_elementwise(z.astype(dtype), y.astype(dtype), options), valid, weights)
+    z, y = z.astype(dtype), y.astype(dtype)
+    if weights is not None:  # 0 * NaN of a decision of weight 0 must not reach a gradient
+        weights = weights.astype(dtype)
+        z, y = (jnp.where((weights != 0) | jnp.isfinite(x), x, 0) for x in (z, y))
+    loss = weighted_losses(_elementwise(z, y, options), valid, weights)
     return reduce_rows(loss, counted_weights(valid, weights, None, loss), reduction)
 
 
 def _elementwise(z: Float[Array, "..."], y: Float[Array, "..."], options: _Options) -> Float[Array, "..."]:
     """The formula of :func:`binary_cross_entropy`."""
     if options.temperature is not None:
-        z = z / options.temperature
+        z = over(z, usable(options.temperature))
     if options.label_smoothing is not None:
         y = (1 - options.label_smoothing) * y + options.label_smoothing / 2
     positive = times(y, jax.nn.softplus(-z))

@@ -130,6 +130,7 @@ def _batch(function: str, queries, keys, temperature, bias, query_ids, key_ids, 
         demand = "as many keys as queries" if symmetric else "at least as many keys as queries"
         raise ValueError(f"without ids {function} needs {demand}, pair by pair; got {m} keys for {n} queries. Pass ids.")
     if query_ids is not None:
+        query_ids, key_ids = checks.renumbered(query_ids, key_ids)
         query_ids, key_ids = checks.ids("query_ids", query_ids, n), checks.ids("key_ids", key_ids, m)
     if where is not None and n != m:
         raise ValueError(f"where is for pairs: as many keys as queries; got {m} keys for {n} queries.")

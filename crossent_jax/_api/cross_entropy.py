@@ -23,20 +23,24 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, **options: Unpack[CrossE
             + w (z_loss lse^2 - entropy_weight H(p) + poly_epsilon (1 - p_y))
 
     where eps = ``label_smoothing``, w = ``class_weights[y]``, ``phi(x) = (1 - exp(-x))^focal_gamma x``,
-    ``pi_j = class_weights[j] / v`` (1 / v without class weights), ``lse = log sum_j exp u_j`` and H the entropy.
+    ``pi_j = class_weights[j] / v`` (1 / v without class weights; v counts the classes that are not masked),
+    ``lse = log sum_j exp u_j`` and H the entropy.
 
     Args:
         logits: floating array of any rank, the classes along ``axis``. Computed in float32 (float64 for float64). A -inf
-            logit is a masked class.
+            logit is a masked class. A finite one never is: the lowest number of a dtype, as in action masks, has probability
+            0 and adds 0 to every term that does not ask for it, at any temperature; what would pass the dtype's range stops
+            at its largest number. +inf in a row makes it NaN.
         labels: integer array (any width, signed or not) of the shape of ``logits`` without ``axis``. An id outside
             ``[0, v)`` that is not ``ignore_index`` gives that row a NaN loss and a zero gradient; it never wraps.
         axis: the class axis.
-        where: boolean, the labels' shape; rows where it is False give 0 and get an exactly zero gradient, even from NaN.
+        where: boolean (or integer, 0 is False), the labels' shape; rows where it is False give 0 and get an exactly zero
+            gradient, even from NaN.
         row_weights: floating, the labels' shape; differentiable. Negative weights are meant for "none", "sum" and
             "loss_sum". A zero weight removes a row even if its loss is NaN or inf.
         class_weights: floating ``(v,)``, not negative; differentiable. With smoothing as in PyTorch.
-        class_mask: boolean ``(v,)`` or the logits' shape; False removes a class from the softmax. The smoothing prior is
-            renormalised over the classes left. A label on a removed class has loss +inf, and a finite gradient.
+        class_mask: boolean (or integer, 0 is False) ``(v,)`` or the logits' shape; False removes a class: the loss is that
+            of the smaller vocabulary, with every option. A label on a removed class has loss +inf, and a finite gradient.
         ignore_index: static integer; rows with this label are ignored like ``where`` False.
         label_smoothing: in [0, 1].
         z_loss: at least 0; the weight of ``lse^2``.
@@ -44,14 +48,17 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, **options: Unpack[CrossE
         poly_epsilon: the weight of ``1 - p_y``.
         entropy_weight: the weight of the entropy bonus (subtracted).
         softcap: static positive number, or None.
-        temperature: above 0; divides the logits after the soft cap. An array is differentiable.
+        temperature: above 0; divides the logits after the soft cap. An array is differentiable. One below the smallest
+            normal number (1.2e-38) counts as that; a traced one that is not above 0 gives NaN.
         reduction: "mean", ``sum_i r_i loss_i / sum_i r_i w_i`` over valid rows (r: row weights), 0 if there are none; "sum"
             the numerator; "none" the weighted losses; "loss_sum" numerator and denominator as a :class:`LossSum`.
         axis_name: inside ``jax.shard_map``, the mesh axis over which the classes are split (each device holds a
             consecutive block of logits, ``class_weights`` and ``class_mask``; labels are global ids).
         implementation: None chooses; ``explain`` says what and why. "reference" also has forward mode.
 
-    Scalar options take a Python number or a scalar array: arrays are traced, so a schedule compiles once.
+    Scalar options take a Python number or a scalar array: arrays are traced, so a schedule compiles once. Without x64 JAX
+    has 32-bit integers: 64-bit labels of NumPy beyond them are classes out of range, and a traced caller's are cut by JAX
+    before they come here.
 
     Returns:
         Loss in nats, float32 (float64 for float64 logits): a scalar, the labels' shape for "none", or a ``LossSum``.

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._dense.shards import local_labels, sum_over, total_classes
-from .._dense.vjp import row_state
+from .._dense.vjp import row_state, without_dead_values
 from .._jax.versions import lookup
 from .._linear.rows import projection_state, projection_sum
 from .._linear.spec import Rows, Spec
 from .._row.block import Operands, Wanted, along_axis, is_soft
 from .._row.labels import class_index
-from .._row.losses import LossOptions, row_loss
+from .._row.logit_map import usable
+from .._row.losses import LossOptions, Shared, row_loss
 from .._row.reduce import counted_weights, keep, reduce_rows, valid_rows, weighted_losses
 from .._row.state import Maybe, RowStats, State, finalize
 from .._row.user_loss import UserLoss
@@ -29,14 +30,12 @@ from . import checks
 
 class Prepared(NamedTuple):
     """What the state of rows is made from (``operands``; no logits where they are a projection), and what their losses need
-    besides: valid rows, class weight of each row, rows that can reach the result (None each: all, 1, all), and the prior's
-    total."""
+    besides: valid rows, class weight of each row, and rows that can reach the result (None each: all, 1, all)."""
 
     operands: Operands
     valid: Maybe
     weight: Maybe
     live: Maybe
-    prior_total: Maybe
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -49,10 +48,12 @@ def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
         spec.softcap,
         entropy=options.entropy_weight is not None,
         target_exp=options.poly_epsilon is not None and soft,
+        prior_count=options.label_smoothing is not None and rows.class_weights is not None,
         rows_may_drop=_rows_may_drop(spec, reduction, rows),
     )
     row_weights = None if rows.row_weights is None else rows.row_weights.astype(rows.dtype)
-    of_rows, shared = (parts.valid, parts.weight, row_weights), (parts.prior_total, options)
+    of_rows = parts.valid, parts.weight, row_weights
+    shared = Shared(parts.operands.temperature, options)
     class_weight = None if soft else parts.weight
     return _reduced(spec, reduction, wanted, rows, parts, StateLoss(soft), of_rows, shared, row_weights, class_weight)
 
@@ -68,14 +69,13 @@ def _reduced(spec, reduction, wanted, rows, parts, losses_of, of_rows, shared, r
 
 
 class StateLoss(NamedTuple):
-    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, class weights, row weights), ``shared`` the
-    prior's total and the options."""
+    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, class weights, row weights)."""
 
     soft: bool
 
-    def __call__(self, state: State, of_rows, shared) -> Array:
-        (valid, weight, row_weights), (prior_total, options) = of_rows, shared
-        stats = keep(valid, finalize(state, prior_total=prior_total, soft=self.soft))
+    def __call__(self, state: State, of_rows, shared: Shared) -> Array:
+        (valid, weight, row_weights), (temperature, options) = of_rows, shared
+        stats = keep(valid, finalize(state, temperature=temperature, soft=self.soft))
         known = None if self.soft else stats.target_mass > 0
         stats = keep(_counting_rows(stats, row_weights, weight if options.label_smoothing is None else None), stats)
         loss = row_loss(stats, options, weight)
@@ -87,7 +87,8 @@ class StateLoss(NamedTuple):
 @partial(jax.jit, static_argnums=(0,))
 def stats_of_rows(spec: Spec, rows: Rows) -> RowStats:
     """Every statistic of each row; 0 (argmax: -1) for the ignored ones."""
-    stats, valid = _statistics(spec, Wanted(spec.axis, spec.softcap, entropy=True, argmax=True), rows, prior=True)
+    wanted = Wanted(spec.axis, spec.softcap, entropy=True, argmax=True, prior_count=rows.class_weights is not None)
+    stats, valid = _statistics(spec, wanted, rows, prior=True)
     argmax = stats.argmax if valid is None else jnp.where(valid, stats.argmax, -1)
     return _of_tokens(spec, stats._replace(argmax=argmax))
 
@@ -108,7 +109,8 @@ def _of_tokens(spec: Spec, tree):
 def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool) -> tuple[RowStats, Maybe]:
     """``(statistics with the ignored rows zeroed, valid rows or None)``."""
     parts = _prepare(spec, rows, prior)
-    stats = finalize(_state(spec, wanted, rows, parts), prior_total=parts.prior_total, soft=is_soft(rows.target))
+    state, temperature = _state(spec, wanted, rows, parts), parts.operands.temperature
+    stats = finalize(state, temperature=temperature, soft=is_soft(rows.target))
     return keep(parts.valid, stats), parts.valid
 
 
@@ -128,15 +130,15 @@ def _prepare(spec: Spec, rows: Rows, prior: bool) -> Prepared:
     everywhere = total_classes(classes, spec.axis_name)
     if is_soft(rows.target):
         valid = rows.where
-        target, weight = _weighted_targets(spec, rows._replace(target=_keep_classes(spec, valid, rows.target)), dtype)
+        target, weight = _weighted_targets(spec, rows._replace(target=_targets_that_count(spec, rows)), dtype)
     else:
         valid = valid_rows(rows.target, rows.where, spec.ignore_index)
         target = local_labels(keep(valid, class_index(rows.target, everywhere)), classes, spec.axis_name)
         weight = _weight_of_label(spec, rows.class_weights, target, dtype)
-    prior_weights, prior_total = _prior(spec, rows.class_weights, classes, everywhere, dtype) if prior else (None, None)
-    temperature = None if rows.temperature is None else jnp.asarray(rows.temperature, dtype)
-    operands = Operands(None if linear else rows.logits, target, prior_weights, rows.class_mask, temperature)
-    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else weight), prior_total)
+    temperature = None if rows.temperature is None else usable(jnp.asarray(rows.temperature, dtype))
+    pi = _prior(rows.class_weights, classes, dtype) if prior else None
+    operands = Operands(None if linear else rows.logits, target, pi, rows.class_mask, temperature)
+    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else weight))
 
 
 def _local_classes(spec: Spec, rows: Rows) -> int:
@@ -169,12 +171,9 @@ def _weight_of_label(spec: Spec, class_weights, index, dtype):
     return sum_over(weight, spec.axis_name)
 
 
-def _prior(spec: Spec, class_weights, classes: int, everywhere: int, dtype):
-    """pi_j = w_j / v (uniform without class weights: PyTorch's weighted smoothing) and its total over all classes."""
-    if class_weights is None:
-        return jnp.full((classes,), 1 / everywhere, dtype), jnp.ones((), dtype)
-    prior = class_weights.astype(dtype) / everywhere
-    return prior, sum_over(jnp.sum(prior), spec.axis_name)
+def _prior(class_weights, classes: int, dtype) -> Array:
+    """The class weights, or 1 (PyTorch's weighted smoothing)."""
+    return jnp.ones((classes,), dtype) if class_weights is None else class_weights.astype(dtype)
 
 
 def _rows_may_drop(spec: Spec, reduction: str, rows: Rows) -> bool:
@@ -200,16 +199,23 @@ def _live_rows(valid: Maybe, *weights: Maybe) -> Maybe:
     return reduce(jnp.logical_and, conditions) if conditions else None
 
 
-def _keep_classes(spec: Spec, valid: Maybe, array):
-    return array if valid is None else jnp.where(jnp.expand_dims(valid, spec.axis), array, 0)
+def _targets_that_count(spec: Spec, rows: Rows) -> Array:
+    """Zeros for the targets of ignored rows, and for NaN and inf in those of weight 0."""
+    target = rows.target
+    if rows.where is not None:
+        target = jnp.where(jnp.expand_dims(rows.where, spec.axis), target, 0)
+    return target if rows.row_weights is None else without_dead_values(target, rows.row_weights != 0, spec.axis)
 
 
 def user_loss(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str], rows: Rows, row_args, constants):
     """A user's loss of each row, and the reduction."""
-    parts = _prepare(spec, rows, prior="ce_prior" in reads)
-    wanted = Wanted(spec.axis, spec.softcap, entropy="entropy" in reads, argmax="argmax" in reads)
+    prior = "ce_prior" in reads
+    parts = _prepare(spec, rows, prior)
+    counted = prior and rows.class_weights is not None
+    wanted = Wanted(spec.axis, spec.softcap, "entropy" in reads, argmax="argmax" in reads, prior_count=counted)
     row_weights = None if rows.row_weights is None else rows.row_weights.astype(rows.dtype)
-    of_rows, shared = (parts.valid, row_weights, row_args), (parts.prior_total, constants)
+    of_rows = parts.valid, row_weights, row_args
+    shared = Shared(parts.operands.temperature, constants)
     return _reduced(spec, reduction, wanted, rows, parts, loss, of_rows, shared, row_weights, None)
 
 

@@ -217,8 +217,9 @@ def _labels(z, labels, weight, where, ignore_index, axis_name):
             if value is not None:
                 raise ValueError(f"{name} belongs to labels; got {name}={value!r} without labels.")
         return where, None, None
+    ignore_index = checks.ignore_index(ignore_index, labels)
     labels = checks.labels(labels, z, -1)
-    valid = valid_rows(labels, where, checks.ignore_index(ignore_index))
+    valid = valid_rows(labels, where, ignore_index)
     classes = total_classes(z.shape[-1], axis_name)
     label = class_index(labels, classes)
     if guards.enabled():

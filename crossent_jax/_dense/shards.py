@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from .._jax.versions import joint_axes, varying_over
 from .._row.labels import local_index
-from .._row.state import NO_CLASS, State, rebase
+from .._row.state import NO_CLASS, Maybe, State, rebase
 
 
 def total_classes(local_classes: int, axis_name: str | None) -> int:
@@ -39,7 +39,7 @@ def jointly_varying(operands: Any) -> Any:
     return varying_over(joint_axes(operands), operands)
 
 
-def merge_shards(state: State, axis_name: str | None, local_classes: int) -> State:
+def merge_shards(state: State, axis_name: str | None, local_classes: int, temperature: Maybe) -> State:
     """The state of whole rows from the state of each shard."""
     if axis_name is None:
         return state
@@ -48,7 +48,7 @@ def merge_shards(state: State, axis_name: str | None, local_classes: int) -> Sta
     if index is not None:
         start = jax.lax.axis_index(axis_name) * local_classes
         index = jnp.where(index == NO_CLASS, NO_CLASS, index + start)
-    state = rebase(state._replace(argmax=index), maximum)
+    state = rebase(state._replace(argmax=index), maximum, temperature)
     least = None if index is None else jax.lax.pmin(state.argmax, axis_name)
     parts = state._replace(
         maximum=None, argmax=None

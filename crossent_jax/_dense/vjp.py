@@ -23,7 +23,7 @@ def row_state(backend: Backend, wanted: Wanted, operands: Operands, live, axis_n
         target = without_dead_values(operands.target, live, wanted.axis) if is_soft(operands.target) else operands.target
         operands = operands._replace(logits=without_dead_values(operands.logits, live, wanted.axis), target=target)
     state = dense_state(backend, wanted, jointly_varying(operands))
-    return merge_shards(state, axis_name, operands.logits.shape[wanted.axis])
+    return merge_shards(state, axis_name, operands.logits.shape[wanted.axis], operands.temperature)
 
 
 def without_dead_values(x: jax.Array, live, axis: int) -> jax.Array:

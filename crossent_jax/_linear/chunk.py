@@ -124,7 +124,7 @@ def chunk_state(plan: Plan, here: Fused) -> State:
         return state._replace(argmax=jnp.where(state.argmax == NO_CLASS, NO_CLASS, state.argmax + first))
 
     def step(state, first, classes):
-        return merge(state, state_of(first, classes))
+        return merge(state, state_of(first, classes), here.operands.temperature)
 
     nothing = _no_class(jax.eval_shape(lambda: state_of(0, blocks.size)), here.projection.hidden)
     return scan(blocks, step, nothing)

@@ -28,6 +28,7 @@ from .._jax.differentiated import as_shapes, filled, from_shapes, values_of, zer
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import read, scan_rows
 from .._jax.versions import to_varying, varying_axes
+from .._row.losses import Shared
 from .._row.state import State
 from .chunk import (
     Fused,
@@ -121,18 +122,18 @@ def _is_zero(cotangent) -> bool:
 
 
 class Loss(NamedTuple):
-    """The static half of a loss: ``losses(state, rows, shared)`` gives the weighted losses of rows from
-    whole rows' states; ``axis_name``: the mesh axis over which the classes are split."""
+    """The static half of a loss: ``losses(state, rows, shared)`` gives the weighted losses of rows from whole rows' states;
+    ``axis_name``: the mesh axis over which the classes are split."""
 
-    losses: Callable[[State, Any, Any], Array]
+    losses: Callable[[State, Any, Shared], Array]
     axis_name: str | None
 
-    def __call__(self, state: State, rows: Any, shared: Any, classes: int) -> Array:
-        return self.losses(merge_shards(state, self.axis_name, classes), rows, shared)
+    def __call__(self, state: State, rows: Any, shared: Shared, classes: int) -> Array:
+        return self.losses(merge_shards(state, self.axis_name, classes, shared.temperature), rows, shared)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def fused_sum(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Any) -> Array:
+def fused_sum(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Shared) -> Array:
     """The sum of the losses of all rows. ``rows``: arrays with the rows' axes first, read with the rows; ``shared``: arrays
     that every row sees. Differentiable in every floating array."""
     return by_platform(plan, partial(_sum, loss), fused, rows, shared)

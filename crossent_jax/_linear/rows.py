@@ -22,6 +22,7 @@ from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, even_size
 from .._jax.versions import joint_axes, varying_over
 from .._row.block import Operands, Wanted, is_soft
+from .._row.losses import Shared
 from .._row.state import State
 from ..backends import BACKENDS
 from ..backends.record import Backend
@@ -119,11 +120,11 @@ def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operand
     batch = projection.hidden.shape[:-1]
     plan, fused = _fused(spec, wanted, projection, operands, live)
     state = jax.tree.map(lambda field: field.reshape(batch), linear_state(plan, jointly_varying(fused)))
-    return merge_shards(state, spec.axis_name, projection.head.shape[plan.layout.vocab_axis])
+    return merge_shards(state, spec.axis_name, projection.head.shape[plan.layout.vocab_axis], operands.temperature)
 
 
 def projection_sum(
-    spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, live, losses, of_rows: Any, shared: Any
+    spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, live, losses, of_rows: Any, shared: Shared
 ) -> Array:
     """The sum of the losses of all rows: ``losses(state, of_rows, shared)`` of whole rows, of any batch shape."""
     plan, fused = _fused(spec, wanted, projection, operands, live)
@@ -131,8 +132,8 @@ def projection_sum(
     of_rows = jax.tree.map(lambda x: x.reshape(*rows, *x.shape[batch_axes:]), of_rows)
     shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
     if plan.backend.dense_gradient is None:
-        state = merge_shards(linear_state(plan, jointly_varying(fused)), spec.axis_name, _classes(plan, fused))
-        return losses(state, of_rows, shared)
+        state, classes = linear_state(plan, jointly_varying(fused)), _classes(plan, fused)
+        return losses(merge_shards(state, spec.axis_name, classes, shared.temperature), of_rows, shared)
     fused = jointly_varying(fused)
     of_rows, shared = _varying_like(fused, (of_rows, shared), spec.axis_name)
     return fused_sum(plan, Loss(losses, spec.axis_name), fused, of_rows, shared)

@@ -21,7 +21,7 @@ from .._dense.vjp import row_state, without_dead_values
 from .._jax.dtypes import statistics_dtype
 from .._row.block import Operands, Wanted, along_axis, is_soft
 from .._row.labels import NOT_HERE
-from .._row.logit_map import logit_map
+from .._row.logit_map import capped
 from .._row.reduce import weighted_losses
 from .._row.state import Maybe, finalize
 from ..backends import BACKENDS
@@ -112,7 +112,7 @@ def _capped(spec: PairSpec, z: Array, class_mask: Maybe) -> Array:
     allowed = z != -jnp.inf
     if class_mask is not None:
         allowed &= class_mask if class_mask.ndim == z.ndim else along_axis(class_mask, z.ndim, -1)
-    return jnp.where(allowed, logit_map(jnp.where(allowed, z, 0), spec.softcap, None), -jnp.inf)
+    return jnp.where(allowed, capped(jnp.where(allowed, z, 0), spec.softcap), -jnp.inf)
 
 
 def _compared(spec: PairSpec, class_mask: Maybe, rows: PairRows, z: Array) -> tuple[Static, Pair]:
@@ -152,4 +152,4 @@ def _label_loss(spec: PairSpec, z: Array, label: Array) -> Array:
     """-log softmax(z) at the label, of whole rows; NaN where the label is of no class."""
     index = local_labels(label, z.shape[-1], spec.axis_name)
     state = row_state(BACKENDS[spec.backend], Wanted(-1), Operands(z, index), None, spec.axis_name)
-    return finalize(state, prior_total=None, soft=False).nll
+    return finalize(state, temperature=None, soft=False).nll

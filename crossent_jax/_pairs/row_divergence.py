@@ -146,10 +146,11 @@ def _unlike_the_gradient(alone: Array) -> Array:
 
 
 def _offsets(top: Array, teacher_top: Array) -> tuple[Array, Array]:
-    """Whole numbers that take away what the rows differ by, from the side that has it: the other one's digits stay."""
+    """Whole numbers that take away what the rows differ by, from the side that has it: the other one's digits stay. Rows
+    that differ by more than the dtype holds are each taken relative to their own maximum, a whole number too."""
     offset = jnp.round(top - teacher_top)
-    own = jnp.abs(top) >= jnp.abs(teacher_top)
-    return jnp.where(own, offset, 0), jnp.where(own, 0, -offset)
+    far, own = jnp.isinf(offset), jnp.abs(top) >= jnp.abs(teacher_top)
+    return jnp.where(far, top, jnp.where(own, offset, 0)), jnp.where(far, teacher_top, jnp.where(own, 0, -offset))
 
 
 def _shares(side: _Side) -> Array:

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from .._linear.projection import Layout
 from .._linear.rows import cut_rows
 from .._linear.spec import LinearSpec
+from .._row.logit_map import usable
 from .._row.reduce import counted_weights, reduce_rows
 from .._row.state import Maybe
 from .calls import losses_of_pairs
@@ -75,7 +76,7 @@ def _spread(rows: PairRows, batch: tuple[int, ...], dtype) -> PairRows:
     return rows._replace(
         row_weights=None if rows.row_weights is None else rows.row_weights.astype(dtype),
         label_weight=each(rows.label_weight, batch),
-        temperature=each(rows.temperature, (*batch, 1)),
+        temperature=None if rows.temperature is None else usable(each(rows.temperature, (*batch, 1))),
         parameter=each(rows.parameter, (*batch, 1)),
     )
 

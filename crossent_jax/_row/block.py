@@ -3,7 +3,10 @@
 With the cotangents g of the fields of ``_row.state.State``:
 
     dL/du_j = e_j (g_exp_sum + g_exp_dot (1 + d_j) + g_target_exp t_j) + g_target_dot t_j + g_prior_dot pi_j
-    dL/dz_j = f'(z_j) dL/du_j
+    dL/dz_j = dL/du_j du_j/dz_j        dL/dT = -sum_j d_j dL/du_j / T
+
+A finite logit is never a masked class, and never NaN: a difference that the temperature takes beyond the dtype's numbers is
+its lowest one, at which e is 0, and so is what e multiplies.
 
 The division by the sum of exponentials is already inside the cotangents (one division per row, not per class). A class is
 masked when its raw logit is -inf or ``class_mask`` is false at it, decided before the logit map (a soft cap would revive
@@ -20,8 +23,8 @@ from jaxtyping import Array, Bool
 from .._jax.dtypes import statistics_dtype
 from .._jax.versions import lookup
 from .labels import is_label, label_value
-from .logit_map import logit_map, logit_map_slope
-from .state import NO_CLASS, Maybe, State, as_shift
+from .logit_map import capped, logit_map_slope
+from .state import NO_CLASS, NOTHING, Maybe, State, as_shift, at_least, distance
 
 
 class Operands(NamedTuple):
@@ -46,6 +49,7 @@ class Wanted(NamedTuple):
     entropy: bool = False
     target_exp: bool = False
     argmax: bool = False
+    prior_count: bool = False
     rows_may_drop: bool = True
     gradient_follows: bool = False
     differentiated_by_jax: bool = False
@@ -75,12 +79,13 @@ def block_state(wanted: Wanted, operands: Operands) -> State:
     return State(
         maximum=maximum,
         exp_sum=jnp.sum(classes.e, axis),
-        exp_dot=jnp.sum(classes.e * classes.d, axis) if wanted.entropy else None,
+        exp_dot=jnp.sum(classes.e * at_least(classes.d, NOTHING), axis) if wanted.entropy else None,
         target_dot=target_dot,
         target_mass=target_mass,
         target_exp=target_exp,
         prior_dot=None if prior is None else jnp.sum(prior * classes.d, axis),
         prior_mass=None if prior is None else jnp.sum(prior, axis),
+        prior_count=jnp.sum(classes.allowed, axis, dtype=maximum.dtype) if wanted.prior_count else None,
         argmax=_block_argmax(wanted, operands, maximum) if wanted.argmax else None,
     )
 
@@ -129,10 +134,9 @@ def _zero(dropped: Maybe, gradient: Array) -> Array:
 
 
 class _Classes(NamedTuple):
-    """Per class: u, d and e, all 0 where masked, and which are allowed. ``allowed`` is None where a -inf logit needs
+    """Per class: d and e, both 0 where masked, and which are allowed. ``allowed`` is None where a -inf logit needs
     no care: then d is -inf and e is 0 at it, and only a label on it notices."""
 
-    u: Array
     d: Array
     e: Array
     allowed: Maybe
@@ -142,18 +146,27 @@ def _classes(wanted: Wanted, operands: Operands, maximum: Array) -> _Classes:
     dtype, z = maximum.dtype, operands.logits
     shift = jnp.expand_dims(as_shift(maximum), wanted.axis)
     if _is_plain(wanted, operands):
-        u = z.astype(dtype)
-        return _Classes(u, u - shift, jnp.exp(u - shift), None)
+        d = z.astype(dtype) - shift
+        return _Classes(d, jnp.exp(d), None)
     allowed = _allowed(wanted, operands)
-    u = logit_map(jnp.where(allowed, z, 0).astype(dtype), wanted.softcap, operands.temperature)
-    d = jnp.where(allowed, u - shift, 0)
-    return _Classes(u, d, jnp.where(allowed, jnp.exp(d), 0), allowed)
+    c = capped(jnp.where(allowed, z, 0).astype(dtype), wanted.softcap)
+    if _needs_exponentials_alone(wanted, operands):
+        d = (c - shift) if operands.temperature is None else (c - shift) / operands.temperature
+        return _Classes(jnp.where(allowed, d, 0), jnp.where(allowed, jnp.exp(d), 0), allowed)
+    d = jnp.where(allowed, distance(c, shift, operands.temperature), 0)
+    return _Classes(d, jnp.where(allowed, jnp.exp(at_least(d, NOTHING)), 0), allowed)
 
 
 def _is_plain(wanted: Wanted, operands: Operands) -> bool:
     absent = (wanted.softcap, operands.prior, operands.class_mask, operands.temperature)
     careful = wanted.entropy or wanted.target_exp or (is_soft(operands.target) and wanted.differentiated_by_jax)
     return all(option is None for option in absent) and not careful
+
+
+def _needs_exponentials_alone(wanted: Wanted, operands: Operands) -> bool:
+    """Whether d may be -inf where e is 0, since nothing but e is made of it: no product of it, no derivative by JAX."""
+    products = wanted.entropy or wanted.target_exp or is_soft(operands.target) or operands.prior is not None
+    return not products and not wanted.differentiated_by_jax
 
 
 def _allowed(wanted: Wanted, operands: Operands) -> Bool[Array, "..."]:
@@ -170,12 +183,11 @@ def _allowed_logits(wanted: Wanted, operands: Operands) -> Array:
 
 
 def _row_maximum(wanted: Wanted, operands: Operands) -> Array:
-    """max_j u_j, taken over the raw logits in their own dtype: the logit map is monotone."""
+    """max_j c_j, taken over the raw logits in their own dtype: the soft cap is monotone. NaN where it is +inf."""
     top = jnp.max(_allowed_logits(wanted, operands), wanted.axis).astype(statistics_dtype(operands.logits.dtype))
-    if wanted.softcap is None and operands.temperature is None:
+    if wanted.softcap is None:
         return top
-    temperature = operands.temperature if operands.temperature is None else jax.lax.stop_gradient(operands.temperature)
-    mapped = logit_map(as_shift(top), wanted.softcap, temperature)
+    mapped = jnp.where(top == jnp.inf, jnp.nan, capped(as_shift(top), wanted.softcap))
     return jnp.where(top == -jnp.inf, -jnp.inf, mapped)
 
 
@@ -210,8 +222,8 @@ def _label_fields(wanted, operands, maximum, classes):
     del classes
     here = operands.target >= 0
     z, allowed = _logit_of_label(wanted, operands)
-    u = logit_map(jnp.where(allowed, z, 0).astype(maximum.dtype), wanted.softcap, operands.temperature)
-    dot = jnp.where(allowed, u - as_shift(maximum), -1) / allowed.astype(maximum.dtype)
+    c = capped(jnp.where(allowed, z, 0).astype(maximum.dtype), wanted.softcap)
+    dot = jnp.where(allowed, distance(c, as_shift(maximum), operands.temperature), -1) / allowed.astype(maximum.dtype)
     return jnp.where(here, dot, 0), here.astype(maximum.dtype), None
 
 
@@ -230,7 +242,7 @@ def _gradient_of_mapped(wanted: Wanted, operands: Operands, state: State, classe
     axis, d, e = wanted.axis, classes.d, classes.e
     factor = jnp.expand_dims(g.exp_sum, axis)
     if g.exp_dot is not None:
-        factor = factor + jnp.expand_dims(g.exp_dot, axis) * (1 + d)
+        factor = factor + jnp.expand_dims(g.exp_dot, axis) * (1 + at_least(d, NOTHING))
     if g.target_exp is not None:
         factor = factor + jnp.expand_dims(g.target_exp, axis) * operands.target.astype(d.dtype)
     du = e * factor
@@ -269,7 +281,7 @@ def _gradient_of_prior(wanted: Wanted, operands: Operands, classes: _Classes, dr
 
 
 def _gradient_of_temperature(operands: Operands, classes: _Classes, dropped: Maybe, du: Array) -> Array | None:
-    """u = c / T, so du/dT = -u / T."""
+    """d = (c - maximum) / T, so dd/dT = -d / T; a difference whose cotangent is 0 may be the lowest number."""
     if operands.temperature is None:
         return None
-    return -jnp.sum(_zero(dropped, du * classes.u)) / operands.temperature
+    return -jnp.sum(_zero(dropped, du * jnp.where(du == 0, 0, classes.d))) / operands.temperature

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2204.12511, eq. 6). ``mass`` is 1 for labels, the sum of a
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,14 @@ class LossOptions(NamedTuple):
     focal_gamma: Maybe = None
     poly_epsilon: Maybe = None
     entropy_weight: Maybe = None
+
+
+class Shared(NamedTuple):
+    """What every row reads besides its state: the temperature (None: 1), and the terms of the loss (its options, or the
+    arrays that a user's function closes over)."""
+
+    temperature: Maybe
+    terms: Any
 
 
 OPTION_RANGES = {

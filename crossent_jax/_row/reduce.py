@@ -50,9 +50,10 @@ class LossSum(NamedTuple):
         return LossSum(jax.lax.psum(self.total, axis_name), jax.lax.psum(self.weight, axis_name))
 
     def mean(self) -> Float[Array, "..."]:
-        """``total / weight``; 0 where both are 0 (nothing counted)."""
-        nothing = (self.weight == 0) & (self.total == 0)
-        return jnp.where(nothing, 0, self.total / jnp.where(nothing, 1, self.weight))
+        """``total / weight``; 0 where both are 0 (nothing counted). Where nothing but NaN counted it is NaN, and its
+        derivative, unlike that of NaN / 0, is a number: labels of no class train nothing."""
+        nothing = (self.weight == 0) & ~(jnp.abs(self.total) > 0)
+        return self.total / jnp.where(nothing, 1, self.weight)
 
 
 def valid_rows(labels: Array, where: Maybe, ignore_index: int | None) -> Maybe:

@@ -5,6 +5,7 @@ code that refer to the same values, in closure, defaults or module, are one, so 
 a changed number is not missed; arrays and tracers that it closes over become arguments, so that they get their gradients.
 """
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .losses import Shared
 from .reduce import keep, weighted_losses
 from .state import RowStats, State, finalize
 
@@ -51,7 +53,12 @@ def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype) -> Traced:
     number, index = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((), jnp.int32)
     stats = RowStats._make([number] * 6 + [index])
     row = tuple(jax.ShapeDtypeStruct(x.shape[batch_axes:], x.dtype) for x in row_args)
-    jaxpr, out = jax.make_jaxpr(loss_fn, return_shape=True)(stats, *row)
+
+    def fresh(*arguments):
+        """JAX remembers what it traced of a function, and what the function refers to may have changed since."""
+        return loss_fn(*arguments)
+
+    jaxpr, out = jax.make_jaxpr(fresh, return_shape=True)(stats, *row)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(out)]
     if len(shapes) != 1 or shapes[0][0] != () or not jnp.issubdtype(shapes[0][1], jnp.floating):
         found = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes) or "nothing"
@@ -64,7 +71,7 @@ def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype) -> Traced:
     key = function_key(loss_fn)
     if key is not None:
         return Traced(RowLoss(lambda stats, row, constants: loss_fn(stats, *row), key), (), True, reads)
-    converted, constants = jax.closure_convert(loss_fn, stats, *row)
+    converted, constants = jax.closure_convert(fresh, stats, *row)
     return Traced(
         RowLoss(lambda stats, row, constants: converted(stats, *row, *constants), converted), tuple(constants), False, reads
     )
@@ -79,7 +86,14 @@ def function_key(function: Any, above: tuple = ()) -> Any:
         above = (*above, function.__code__)
         keys = tuple((name, function_key(value, above)) for name, value in _references(function))
         return None if any(key is None for _, key in keys) else (function.__code__, keys)
-    return (type(function), function) if isinstance(function, SIMPLE) or _is_fixed(function) else None
+    fixed = isinstance(function, SIMPLE) or _is_fixed(function)
+    return (type(function), function) if fixed and not _holds_anything(function) else None
+
+
+def _holds_anything(value: Any) -> bool:
+    """Methods and partial functions refer to an object or arguments, which may be anything."""
+    owner = getattr(value, "__self__", None)
+    return isinstance(value, functools.partial) or not (owner is None or isinstance(owner, types.ModuleType))
 
 
 def _is_fixed(value: Any) -> bool:
@@ -108,14 +122,13 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 class UserLoss(NamedTuple):
-    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, row weights, row_args), ``shared`` the
-    prior's total and the constants."""
+    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, row weights, row_args)."""
 
     loss: RowLoss
 
-    def __call__(self, state: State, of_rows, shared) -> Array:
-        (valid, row_weights, row_args), (prior_total, constants) = of_rows, shared
-        stats = keep(valid, finalize(state, prior_total=prior_total, soft=False))
+    def __call__(self, state: State, of_rows, shared: Shared) -> Array:
+        (valid, row_weights, row_args), (temperature, constants) = of_rows, shared
+        stats = keep(valid, finalize(state, temperature=temperature, soft=False))
         known, batch_axes = stats.target_mass > 0, stats.lse.ndim
         stats = RowStats(*(jnp.zeros_like(stats.lse) if field is None else field for field in stats))
         row_args = tuple(_kept(valid, x) for x in row_args)

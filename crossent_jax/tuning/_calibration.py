@@ -27,7 +27,7 @@ def fit_temperature(logits: Array, labels: Array, *, where: Array | None = None)
     Returns:
         T, float32 (float64 for float64 logits), in [2**-10, 2**10]: the upper end where the loss has no minimum inside, as
         for logits no better than chance. For logits that are never wrong the loss falls to 0 as T does: the largest T where
-        its slope rounds to 0, or the lower end. NaN where a row that counts holds NaN.
+        its slope underflows, or the lower end. NaN where a row that counts holds NaN.
 
     Raises:
         ValueError, TypeError: shapes or dtypes, as ``cross_entropy``.

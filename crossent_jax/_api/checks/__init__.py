@@ -11,6 +11,7 @@ from .arrays import flag as flag
 from .arrays import floating as floating
 from .arrays import one_of as one_of
 from .arrays import reduction as reduction
+from .arrays import renumbered as renumbered
 from .arrays import same_shape as same_shape
 from .arrays import scalar as scalar
 from .binary_calls import binary_labels as binary_labels

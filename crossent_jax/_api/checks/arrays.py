@@ -24,11 +24,36 @@ def array(name: str, value) -> jax.Array:
 
 
 def _narrow_integers(value: np.ndarray) -> np.ndarray:
-    """Without x64 JAX would wrap 64-bit integers into 32 bits: saturate instead, so that no id becomes another."""
-    if value.dtype.kind not in "iu" or value.dtype.itemsize < 8 or jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype:
+    """Without x64 JAX would wrap 64-bit integers into 32 bits: saturate instead, so that no id becomes a class."""
+    if not _loses_bits(value.dtype):
         return value
     limits = np.iinfo(np.int32)
     return np.clip(value, limits.min if value.dtype.kind == "i" else 0, limits.max).astype(np.int32)
+
+
+def _loses_bits(dtype: np.dtype) -> bool:
+    return dtype.kind in "iu" and dtype.itemsize == 8 and jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
+def beyond_32_bits(value) -> np.ndarray | None:
+    """An array-like of ids, not JAX's, of which some do not fit the 32 bits that JAX has without x64; None for any other."""
+    if isinstance(value, jax.Array) or value is None:
+        return None
+    value = np.asarray(value)
+    if not _loses_bits(value.dtype) or not value.size:
+        return None
+    limits = np.iinfo(np.int32)
+    return value if value.max() > limits.max or (value.dtype.kind == "i" and value.min() < limits.min) else None
+
+
+def renumbered(*values):
+    """Ids that are only compared with each other: as given, or numbered anew where 32 bits would make some of them equal."""
+    if all(beyond_32_bits(value) is None for value in values):
+        return values
+    arrays = [np.asarray(value) for value in values]
+    numbers = np.unique(np.concatenate([x.astype(object).ravel() for x in arrays]), return_inverse=True)[1]
+    parts = np.split(numbers.astype(np.int32), np.cumsum([x.size for x in arrays])[:-1])
+    return tuple(part.reshape(x.shape) for part, x in zip(parts, arrays, strict=True))
 
 
 def described(value) -> str:
@@ -46,10 +71,13 @@ def floating(name: str, value, hint: str = "") -> jax.Array:
 
 
 def boolean(name: str, value) -> jax.Array:
-    """An array of truth values."""
+    """An array of truth values, or of integers, true where they are not 0."""
     value = array(name, value)
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        return value != 0
     if value.dtype != jnp.bool_:
-        raise TypeError(f"{name} must be boolean; got {described(value)}. Write {name} != 0, or row_weights for weights.")
+        weights = ", or row_weights for weights" if name == "where" else ""
+        raise TypeError(f"{name} must be boolean or integer; got {described(value)}. Write {name} != 0{weights}.")
     return value
 
 
@@ -75,9 +103,11 @@ def scalar(
             raise ValueError(f"{name} must be a finite number{_interval(low, high, above)}; got {value!r}.")
         return None if number == off else number
     value = array(name, value)
-    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a number or a floating scalar array; got {described(value)}.")
-    return value
+    if value.shape != () or value.dtype == jnp.bool_ or not jnp.issubdtype(value.dtype, jnp.number):
+        raise TypeError(f"{name} must be a number or a scalar array; got {described(value)}.")
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real; got {described(value)}. Take the real part.")
+    return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.integer) else value
 
 
 def _interval(low: float, high: float, above: bool) -> str:

@@ -6,7 +6,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from .arrays import array, boolean, described, floating, same_shape
+from .arrays import array, beyond_32_bits, boolean, described, floating, same_shape
 
 LARGEST_CLASS_COUNT = 2**31 - 2
 
@@ -111,10 +111,16 @@ def softcap(value) -> float | None:
     return float(value)
 
 
-def ignore_index(value) -> int | None:
-    """A static integer."""
+def ignore_index(value, labels) -> int | None:
+    """A static integer. ``labels`` as the caller gave them: those beyond 32 bits must not be mistaken for it."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"ignore_index is static: pass None or a Python integer; got {value!r}.")
-    return int(value)
+    value, limits, wide = int(value), jnp.iinfo(jnp.int32), beyond_32_bits(labels)
+    if wide is not None and not limits.min < value < limits.max and (wide == value).any():
+        raise ValueError(
+            f"labels holds ignore_index={value} beside the 32-bit integers that JAX has without x64. Use an ignore_index "
+            "nearer to 0 (-100), or jax.config.update('jax_enable_x64', True)."
+        )
+    return value

@@ -5,7 +5,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from .arrays import array, described, floating, same_shape
+from .arrays import array, described, floating, renumbered, same_shape
 from .label_calls import LARGEST_CLASS_COUNT
 
 
@@ -82,7 +82,7 @@ def segment_ids(value, shape) -> jax.Array | None:
     """Integers, one per row."""
     if value is None:
         return None
-    value = array("segment_ids", value)
+    value = array("segment_ids", *renumbered(value))
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"segment_ids must have an integer dtype; got {described(value)}. Cast with .astype(jnp.int32).")
     return same_shape("segment_ids", value, shape, "the labels' shape")
