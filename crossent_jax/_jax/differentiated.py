@@ -64,11 +64,17 @@ def cotangents(gradients: Any, parts: Any, scale: jax.Array | None = None) -> An
         if gradient is None or gradient.shape != part.shape:
             return zeros(part, part.dtype)
         wide = gradient.astype(statistics_dtype(gradient.dtype))
-        return typed_like((wide if scale is None else scale * wide).astype(part.dtype), part)
+        return typed_as((wide if scale is None else scale * wide).astype(part.dtype), part)
 
     return jax.tree.map(cotangent, gradients, parts, is_leaf=lambda x: x is None)
 
 
 def zeros(like: jax.Array, dtype) -> jax.Array:
     """Zeros of the shape, varying axes and explicit sharding of an array."""
-    return typed_like(to_varying(jnp.zeros(like.shape, dtype), varying_axes(like)), like)
+    return typed_as(jnp.zeros(like.shape, dtype), like)
+
+
+def typed_as(cotangent: jax.Array, part: jax.Array) -> jax.Array:
+    """With the varying axes and the explicit sharding of an array. A number in the place of a gradient that was not needed
+    has neither, and the shape of a scalar operand."""
+    return typed_like(to_varying(cotangent, varying_axes(part)), part)

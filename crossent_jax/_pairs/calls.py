@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._jax.differentiated import filled, is_asked, is_floating, is_primal, values_of, zeros
+from .._jax.differentiated import filled, is_asked, is_floating, is_primal, typed_as, values_of, zeros
 from .._jax.row_blocks import in_blocks, over_blocks
-from .._jax.versions import joint_axes, to_varying, typed_like, varying_axes, varying_over
+from .._jax.versions import joint_axes, to_varying, varying_axes, varying_over
 from ..backends import BACKENDS
 from .kinds import Kind
 from .loss import PairRows, PairSpec, TopK, pair_losses
@@ -101,7 +101,7 @@ def _backward(spec: PairSpec, residuals, g: Array):
         if gradient.shape != x.shape:
             return zeros(x, x.dtype)
         scale = g.reshape(*g.shape, *[1] * (x.ndim - g.ndim))
-        return typed_like(jnp.where(scale == 0, 0, scale * gradient.astype(g.dtype)).astype(x.dtype), x)
+        return typed_as(jnp.where(scale == 0, 0, scale * gradient.astype(g.dtype)).astype(x.dtype), x)
 
     return None, treedef.unflatten([cotangent(*pair) for pair in zip(gradients, leaves, strict=True)])
 
