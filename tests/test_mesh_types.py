@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import crossent_jax
+
+from . import grid
 
 ROWS, CLASSES = 8, 12
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 5.0, "entropy_weight": 0.1}
@@ -40,7 +43,7 @@ def test_split_logits_give_the_loss_and_the_gradients_of_whole_ones(loss, axis_t
     value, gradients = differentiated(*map(jnp.asarray, given))
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type, axis_type))
     rows, classes = split
-    specs = [PartitionSpec(rows, classes), *map(PartitionSpec, (rows, None, rows, None))]
+    specs = [P(rows, classes), *map(P, (rows, None, rows, None))]
     with jax.set_mesh(mesh):
         placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(given, specs, strict=True)]
         split_value, split_gradients = jax.jit(differentiated)(*placed)
@@ -48,4 +51,77 @@ def test_split_logits_give_the_loss_and_the_gradients_of_whole_ones(loss, axis_t
     for got, expected in zip(split_gradients, gradients, strict=True):
         sums_in_another_order = 8 * np.finfo(np.float32).eps * np.abs(expected).max()
         np.testing.assert_allclose(got, expected, rtol=0, atol=sums_in_another_order)
-    assert split_gradients[0].sharding.spec == PartitionSpec(rows, classes)
+    assert split_gradients[0].sharding.spec == P(rows, classes)
+
+
+N, D, V = 16, 6, 10
+PLACES = {  # of hidden states (n, d) and a head (d, v); of both, the mesh has two devices along each axis
+    "rows": (P("data", None), P(None, None)),
+    "classes": (P(None, None), P(None, "model")),
+    "both": (P("data", None), P(None, "model")),
+    "parameters": (P("data", None), P("data", None)),
+}
+
+
+def explicit_mesh():
+    return jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit, AxisType.Explicit))
+
+
+def placed(x, spec):
+    return jax.device_put(x, NamedSharding(explicit_mesh(), spec))
+
+
+def linear_arguments():
+    gen = grid.rng("explicit linear")
+    hidden, head = gen.standard_normal((N, D)).astype(np.float32), gen.standard_normal((D, V)).astype(np.float32)
+    return hidden, head, grid.labels(gen, N, V), grid.targets(gen, N, V)
+
+
+LINEAR = {
+    "mean": lambda x, w, y, t: crossent_jax.linear_cross_entropy(x, w, y, where=y != 3, chunk_rows=6, label_smoothing=0.1),
+    "rows": lambda x, w, y, t: jnp.sum(crossent_jax.linear_token_log_probs(x, w, y, chunk_rows=6) ** 2),
+    "own": lambda x, w, y, t: crossent_jax.linear_loss(lambda s, y: s.nll * y, x, w, y, y.astype(jnp.float32), chunk_rows=6),
+    "soft": lambda x, w, y, t: crossent_jax.linear_soft_cross_entropy(x, w, t, row_weights=1.0 + y.astype(jnp.float32)),
+    "divergence": lambda x, w, y, t: crossent_jax.linear_divergence(x, w, teacher_logits=t, kind="js", chunk_rows=6),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("place", PLACES)
+def test_rows_of_hidden_states_on_an_explicit_mesh(place, name):
+    """Rows (n, d), split as the type says: the value and the gradients of one device, each split like its primal."""
+    arguments, loss = linear_arguments(), jax.value_and_grad(LINEAR[name], (0, 1))
+    expected = grid.quick(loss)(*arguments)
+    with jax.set_mesh(explicit_mesh()):
+        of_hidden, of_head = PLACES[place]
+        specs = of_hidden, of_head, P(of_hidden[0]), P(of_hidden[0], of_head[1])
+        split = [placed(x, spec) for x, spec in zip(arguments, specs, strict=True)]
+        value, gradients = grid.quick(loss)(*split)
+    np.testing.assert_allclose(value, expected[0], rtol=2e-6)
+    for gradient, theirs, primal in zip(gradients, expected[1], split, strict=False):
+        np.testing.assert_allclose(gradient, theirs, rtol=1e-5, atol=1e-6)
+        assert gradient.sharding.is_equivalent_to(primal.sharding, 2)
+
+
+@pytest.mark.parametrize("by_ids", (False, True))
+@pytest.mark.parametrize("loss", (crossent_jax.info_nce, crossent_jax.sigmoid_contrastive), ids=lambda f: f.__name__)
+def test_pairs_on_an_explicit_mesh(loss, by_ids):
+    """Keys are gathered where the product of split queries and split keys has no sharding."""
+    gen = grid.rng("explicit pairs")
+    queries, keys = (gen.standard_normal((N, D)).astype(np.float32) for _ in range(2))
+    given = (
+        {"query_ids": gen.integers(0, 5, N), "key_ids": gen.integers(0, 5, N)} if by_ids else {"where": np.arange(N) != 3}
+    )
+
+    def run(queries, keys, temperature, given):
+        return loss(queries, keys, temperature=temperature, chunk_rows=3, **given)
+
+    run = grid.quick(jax.value_and_grad(run, (0, 1, 2)))
+    expected = run(queries, keys, np.float32(0.5), given)
+    with jax.set_mesh(explicit_mesh()):
+        queries, keys = placed(queries, P("data")), placed(keys, P("data"))
+        value, gradients = run(queries, keys, np.float32(0.5), jax.tree.map(lambda x: placed(x, P("data")), given))
+    np.testing.assert_allclose(value, expected[0], rtol=2e-6)
+    for gradient, theirs in zip(gradients, expected[1], strict=True):
+        np.testing.assert_allclose(gradient, theirs, rtol=1e-5, atol=1e-6)
+    assert gradients[0].sharding.spec[0] == gradients[1].sharding.spec[0] == "data"

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from .. import guards
 from .._dense.shards import jointly_varying, sum_over
 from .._jax.pieces import even_size
+from .._jax.versions import mesh_axes, on_axis
 from .._linear.batch_matrix import Batch, BatchSpec, Weights, batch_loss, dtype_of
 from .._linear.rows import default_rows
 from . import checks
@@ -157,6 +158,22 @@ def _rows(batch: Batch, chunk_rows) -> int:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _loss(spec: BatchSpec, by_id: bool, batch: Batch) -> Array:
+    """Where the type of the queries says that they are split over devices (Explicit meshes), as if by ``axis_name``."""
+    mesh, names = mesh_axes(batch.queries, 0)
+    if spec.axis_name is not None or len(names) != 1:
+        return _loss_here(spec, by_id, batch)
+    (axis_name,) = names
+    of_rows = batch._replace(temperature=None, bias=None)
+    rows = jax.tree.map(lambda x: on_axis(x, axis_name), of_rows)
+    here = partial(_loss_here, spec._replace(axis_name=axis_name), by_id)
+    specs = jax.tree.map(lambda _: jax.P(axis_name), of_rows)
+    specs = specs._replace(temperature=jax.P(), bias=None if batch.bias is None else jax.P())
+    batch = rows._replace(temperature=batch.temperature, bias=batch.bias)
+    wrapped = jax.shard_map(here, mesh=mesh, in_specs=(specs,), out_specs=jax.P())
+    return wrapped(batch)
+
+
+def _loss_here(spec: BatchSpec, by_id: bool, batch: Batch) -> Array:
     dtype, axis_name = dtype_of(batch), spec.axis_name
     n, m = batch.queries.shape[0], batch.keys.shape[0]
     if n * m == 0:

@@ -1,5 +1,7 @@
 """Everything that differs between the supported JAX versions (0.7.2 to 0.12)."""
 
+import math
+
 import jax
 import jax.core
 
@@ -22,6 +24,35 @@ def is_split(x, axis: int) -> bool:
     """Whether the type of ``x`` says that ``axis`` is sharded."""
     sharding = explicit_sharding(x)
     return sharding is not None and sharding.spec[axis % x.ndim] is not None
+
+
+def devices_along(x, axis: int) -> int:
+    """Over how many devices the type of ``x`` says that ``axis`` is split; 1 where it says nothing."""
+    mesh, names = mesh_axes(x, axis)
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def mesh_axes(x, axis: int):
+    """``(mesh, names of the mesh axes over which the type of x says that axis is split)``; none where it says nothing."""
+    sharding = explicit_sharding(x)
+    return (None, ()) if sharding is None else (sharding.mesh, tuple(jax.tree.leaves(sharding.spec[axis % x.ndim])))
+
+
+def regrouped(x, axes: int, shape: tuple[int, ...], like):
+    """``x`` with its first ``axes`` axes reshaped. If the type of ``like`` says that its first axis is split, so is the
+    first one here, before and after."""
+    sharding = explicit_sharding(like)
+    if sharding is None or sharding.spec[0] is None:
+        return x.reshape(*shape, *x.shape[axes:])
+    rest = jax.typeof(x).sharding.spec[axes:]
+    x = jax.sharding.reshard(x, sharding.update(spec=jax.P(sharding.spec[0], *[None] * (axes - 1), *rest)))
+    split = sharding.update(spec=jax.P(sharding.spec[0], *[None] * (len(shape) - 1), *rest))
+    return jax.lax.reshape(x, (*shape, *x.shape[axes:]), out_sharding=split)
+
+
+def on_axis(x, axis_name: str):
+    """``x`` with its first axis, and no other, split over a mesh axis, on an Explicit mesh."""
+    return jax.sharding.reshard(x, jax.P(axis_name, *[None] * (x.ndim - 1)))
 
 
 def typed_like(x, other):

@@ -7,9 +7,11 @@ slow) and 2**20 logits, and at most half of all rows. ``chunk_rows`` overrides.
 Rows are seen as (outer, inner), ``inner`` being the last batch axis, and a chunk is a stretch of ``inner`` for all of
 ``outer``: of (batch, sequence) rows every chunk takes a stretch of every sequence, so a batch axis that is split over
 devices needs no communication. Where that would make a chunk too large (long batch axes, short sequences), the rows are one
-axis.
+axis. Where the type of the hidden states says that their first axis is split over devices (Explicit meshes), ``outer`` is
+the devices and ``inner`` the rows of each.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ from .._dense.shards import jointly_varying, merge_shards
 from .._dense.vjp import without_dead_values
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, even_size
-from .._jax.versions import joint_axes, varying_over
+from .._jax.versions import devices_along, joint_axes, regrouped, varying_over
 from .._row.block import Operands, Wanted, is_soft
 from .._row.losses import Shared
 from .._row.state import State
@@ -66,17 +68,22 @@ def default_rows(rows: int, features: int, classes: int) -> int:
     return max(1, min(max(features // 2, LEAST_ROWS, LEAST_LOGITS // max(1, classes)), rows // 2))
 
 
-def cut_rows(batch: tuple[int, ...], features: int, classes: int, chunk_rows: int | None) -> Cut:
-    """How the rows of a batch are cut."""
-    inner = batch[-1] if batch else 1
-    outer = 1
-    for size in batch[:-1]:
-        outer *= size
-    most = chunk_rows or default_rows(outer * inner, features, classes)
-    if outer > most:
-        outer, inner = 1, outer * inner
+def cut_rows(batch: tuple[int, ...], features: int, classes: int, chunk_rows: int | None, devices: int = 1) -> Cut:
+    """How the rows of a batch are cut, whose first axis is split over so many devices."""
+    total, inner = math.prod(batch), batch[-1] if batch else 1
+    outer = math.prod(batch[:-1])
+    if devices > 1:
+        outer, inner = devices, total // devices
+    most = chunk_rows or default_rows(total, features, classes)
+    if outer > most and devices == 1:
+        outer, inner = 1, total
     size = max(1, most // max(1, outer))
     return Cut(outer, inner, max(1, min(size, inner) if chunk_rows else even_size(inner, size)))
+
+
+def devices_of_rows(hidden: Array) -> int:
+    """Over how many devices the type of the hidden states says that their first axis is split, if that is one of rows."""
+    return devices_along(hidden, 0) if hidden.ndim > 1 else 1
 
 
 def cpu_blocks(rows: int, classes: int, itemsize: int, plain: bool) -> Blocks:
@@ -106,7 +113,8 @@ def is_plain(wanted: Wanted, operands: Operands) -> bool:
 def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduction: str) -> str:
     """The scheme of a call, for ``explain``."""
     *batch, features = projection.hidden.shape
-    rows = cut_rows(tuple(batch), features, projection.head.shape[linear.vocab_axis], linear.chunk_rows)
+    classes, devices = projection.head.shape[linear.vocab_axis], devices_of_rows(projection.hidden)
+    rows = cut_rows(tuple(batch), features, classes, linear.chunk_rows, devices)
     chunks = f"{rows.chunks} chunk{'s' if rows.chunks > 1 else ''} of at most {rows.rows} rows"
     if backend.dense_gradient is None:
         return f"chunks recomputed by JAX, any transform, {chunks}"
@@ -119,7 +127,8 @@ def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operand
     """The state of whole rows, joined over the shards of ``spec.axis_name``: of the batch's shape."""
     batch = projection.hidden.shape[:-1]
     plan, fused = _fused(spec, wanted, projection, operands, live)
-    state = jax.tree.map(lambda field: field.reshape(batch), linear_state(plan, jointly_varying(fused)))
+    state = linear_state(plan, jointly_varying(fused))
+    state = jax.tree.map(lambda field: regrouped(field, field.ndim, batch, projection.hidden), state)
     return merge_shards(state, spec.axis_name, projection.head.shape[plan.layout.vocab_axis], operands.temperature)
 
 
@@ -129,7 +138,7 @@ def projection_sum(
     """The sum of the losses of all rows: ``losses(state, of_rows, shared)`` of whole rows, of any batch shape."""
     plan, fused = _fused(spec, wanted, projection, operands, live)
     rows, batch_axes = fused.projection.hidden.shape[:-1], projection.hidden.ndim - 1
-    of_rows = jax.tree.map(lambda x: x.reshape(*rows, *x.shape[batch_axes:]), of_rows)
+    of_rows = jax.tree.map(lambda x: regrouped(x, batch_axes, rows, projection.hidden), of_rows)
     shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
     if plan.backend.dense_gradient is None:
         state, classes = linear_state(plan, jointly_varying(fused)), _classes(plan, fused)
@@ -153,13 +162,13 @@ def _fused(spec: Spec, wanted: Wanted, projection: Projection, operands: Operand
     linear, hidden, batch = spec.linear, projection.hidden, projection.hidden.shape[:-1]
     assert linear is not None, "a projection comes with a linear spec"
     classes = projection.head.shape[linear.vocab_axis]
-    rows = cut_rows(batch, hidden.shape[-1], classes, linear.chunk_rows)
+    rows = cut_rows(batch, hidden.shape[-1], classes, linear.chunk_rows, devices_of_rows(hidden))
     backend = BACKENDS[spec.backend]
     if backend.dense_gradient is None and live is not None:
         hidden = without_dead_values(hidden, live, -1)
 
     def reshaped(x):
-        return x.reshape(*rows.shape, *x.shape[len(batch) :])
+        return regrouped(x, len(batch), rows.shape, projection.hidden)
 
     mask, target = operands.class_mask, operands.target
     if is_soft(target) and backend.dense_gradient is None and live is not None:

@@ -24,7 +24,7 @@ from jaxtyping import Array
 from .._jax.differentiated import as_shapes, cotangents, filled, from_shapes, is_asked, is_primal, values_of, zeros
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, read, scan_rows, write_fresh
-from .._jax.versions import to_varying, varying_axes
+from .._jax.versions import to_varying, typed_like, varying_axes
 from .._linear.projection import (
     Layout,
     Projection,
@@ -208,13 +208,18 @@ def _gradients_of_logits(plan: PairPlan, needed: Gradients, here: PairCall, g: M
     """The losses of a chunk, and the gradients of both sides' logits and of the rows' arrays (None: not needed)."""
     rows = _with_logits(plan, here)
     if fresh is not None:
-        ones = jnp.ones(rows.logits.shape[:-1], rows.logits.dtype)
-        of_losses = varying_axes(rows.logits) - {plan.spec.axis_name}
-        g = jnp.where(fresh, to_varying(ones, of_losses) if g is None else g, 0)
+        g = _ones(plan, rows.logits) if g is None else g
+        g = jnp.where(jnp.broadcast_to(fresh, g.shape), g, 0)
     own = [] if plan.teacher is None else [any(needed.teacher)]
     asked = [any(needed.student), *own, *needed.rows]  # in the order of the fields: logits, teacher, the others
     losses, (dz, *rest) = losses_and_gradients(plan.spec, asked, here.class_mask, rows, g)
     return losses, (dz, rest.pop(0) if own else None, rest)
+
+
+def _ones(plan: PairPlan, logits: Array) -> Array:
+    """Of the type of the losses, which vary over the axes of the logits but for the one that splits the classes."""
+    ones = jnp.ones(logits.shape[:-1], logits.dtype)
+    return typed_like(to_varying(ones, varying_axes(logits) - {plan.spec.axis_name}), jnp.max(logits, -1))
 
 
 def _dead(rows: PairRows, cotangent: Maybe) -> Maybe:

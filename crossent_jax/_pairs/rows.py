@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._jax.versions import regrouped
 from .._linear.projection import Layout
-from .._linear.rows import cut_rows
+from .._linear.rows import cut_rows, devices_of_rows
 from .._linear.spec import LinearSpec
 from .._row.logit_map import usable
 from .._row.reduce import counted_weights, reduce_rows
@@ -40,10 +41,11 @@ def linear_pair_loss(
     batch, features = student.hidden.shape[:-1], student.hidden.shape[-1]
     classes = student.head.shape[linear.vocab_axis]
     rows = _spread(rows, batch, dtype)
-    cut = cut_rows(batch, features // 2, classes, linear.chunk_rows)  # two distributions in a chunk, and their gradients
+    features //= 2  # two distributions in a chunk, and their gradients
+    cut = cut_rows(batch, features, classes, linear.chunk_rows, devices_of_rows(student.hidden))
 
     def reshaped(x):
-        return x.reshape(*cut.shape, *x.shape[len(batch) :])
+        return regrouped(x, len(batch), cut.shape, student.hidden)
 
     def of_rows(side) -> Any:
         return None if side is None else side._replace(hidden=reshaped(side.hidden))
@@ -59,7 +61,7 @@ def linear_pair_loss(
     mask = class_mask if class_mask is None or class_mask.ndim == 1 else reshaped(class_mask)
     call = PairCall(of_rows(student), of_rows(teacher), mask, jax.tree.map(reshaped, rows))
     if reduction == "none":
-        return linear_pair_losses(plan, call).reshape(batch)
+        return regrouped(linear_pair_losses(plan, call), len(cut.shape), batch, student.hidden)
     return _reduced(linear_pair_sum(plan, call), rows, reduction, batch, dtype)
 
 
