@@ -42,6 +42,7 @@ class Prepared(NamedTuple):
 def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
     """Statistics, the loss of each row, and the reduction."""
     soft = is_soft(rows.target)
+    options = jax.tree.map(lambda option: jnp.asarray(option, rows.dtype), options)  # numbers, under jax.disable_jit()
     parts = _prepare(spec, rows, prior=options.label_smoothing is not None)
     wanted = Wanted(
         spec.axis,

@@ -38,9 +38,11 @@ class Layout(NamedTuple):
 
 
 def product_dtype(projection: Projection) -> jnp.dtype:
-    """The dtype in which hidden, head and the gradient of the logits are multiplied."""
+    """The dtype in which hidden, head and the gradient of the logits are multiplied: bfloat16 for 8 bits, which it holds
+    exactly and in which no gradient of logits has a digit."""
     with jax.numpy_dtype_promotion("standard"):  # the same for a caller who has it strict
-        return jnp.promote_types(projection.hidden.dtype, projection.head.dtype)
+        dtype = jnp.promote_types(projection.hidden.dtype, projection.head.dtype)
+    return jnp.dtype(jnp.bfloat16) if dtype.itemsize == 1 else dtype
 
 
 def classes_of(layout: Layout, projection: Projection) -> int:

@@ -178,8 +178,12 @@ def _allowed(wanted: Wanted, operands: Operands) -> Bool[Array, "..."]:
 
 
 def _allowed_logits(wanted: Wanted, operands: Operands) -> Array:
+    """-inf where masked; some dtypes of 8 bits have no infinity."""
     z = jax.lax.stop_gradient(operands.logits)
-    return z if operands.class_mask is None else jnp.where(_allowed(wanted, operands), z, -jnp.inf)
+    if operands.class_mask is None:
+        return z
+    wide = z if z.dtype.itemsize > 1 else z.astype(statistics_dtype(z.dtype))
+    return jnp.where(_allowed(wanted, operands), wide, -jnp.inf)
 
 
 def _row_maximum(wanted: Wanted, operands: Operands) -> Array:

@@ -62,12 +62,26 @@ def described(value) -> str:
 
 
 def floating(name: str, value, hint: str = "") -> jax.Array:
-    """An array of a floating dtype."""
+    """An array of a floating dtype, of at least 8 bits and a fraction: others are scales, or packed numbers to be scaled."""
+    _refuse_scales(name, value)
     value = array(name, value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         fix = hint or f"cast it first: {name}.astype(jnp.float32)."
         raise TypeError(f"{name} must have a floating dtype; got {described(value)}. {fix[0].upper()}{fix[1:]}")
     return value
+
+
+def _refuse_scales(name: str, value) -> None:
+    """Before JAX sees it: XLA has no arrays of some of these dtypes."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        return
+    limits = jnp.finfo(dtype)
+    if limits.bits < 8 or limits.nmant == 0:
+        raise TypeError(
+            f"{name} must have a floating dtype of 8 bits or more, with a fraction; got {described(value)}. Dequantise it "
+            f"first: {name}.astype(jnp.bfloat16), times its scale."
+        )
 
 
 def boolean(name: str, value) -> jax.Array:

@@ -18,7 +18,13 @@ def head_vocab_axis(value) -> int:
 
 def projection(hidden, head, bias, vocab_axis: int, side: str = "") -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Hidden states ``(..., d)``, a head of rank 2 with the same d, and a bias ``(v,)``. ``side``: before their names."""
-    hidden, head = floating(f"{side}hidden", hidden), floating(f"{side}head", head)
+    dequantise = f"dequantise it first: {side}head.astype({side}hidden.dtype), times its scale."
+    hidden, head = floating(f"{side}hidden", hidden), floating(f"{side}head", head, dequantise)
+    if hidden.dtype != head.dtype and 1 in (hidden.dtype.itemsize, head.dtype.itemsize):
+        raise TypeError(
+            f"{side}hidden and {side}head of 8 bits must have one dtype; got {hidden.dtype} and {head.dtype}. For a "
+            f"quantised head, {dequantise}"
+        )
     if hidden.ndim == 0:
         raise ValueError(f"{side}hidden must have a feature axis; got a scalar. Pass an array of shape (..., d).")
     if head.ndim != 2:
