@@ -161,6 +161,8 @@ def main(options: Namespace) -> int:
     lines, broken = compared(before, after, options), broken_lines(before, after)
     for line in broken:
         print(f"broken: {line}")
+    if not lines and not broken and (compiler(before) != compiler(after) or not pairs(before, after, options.common)):
+        raise Bad("nothing was compared: no row of one file has a figure that can be held against one of the other")
     worse = [line for line in lines if line.worse]
     print(f"{len(worse)} worse of {len(lines)} compared, {len(broken)} broken, threshold {options.threshold:.0%}")
     return 1 if worse or broken else 0

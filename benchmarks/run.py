@@ -64,7 +64,8 @@ def describe(options: Namespace, dtypes: list[str]) -> tuple[dict, list[dict]]:
         messages = list(answers({"describe": dtypes}, worker_environment(options.device, None), options.timeout))
     except Died as death:
         asked = f"--device {options.device}" if options.device else "JAX's default device"
-        raise Bad(f"{asked} cannot be used: {death.why}") from None
+        fix = "Leave --device out, or install JAX for it" if options.device else "JAX_PLATFORMS says which it is"
+        raise Bad(f"{asked} cannot be used: JAX found none that works ({death.why}). {fix}.") from None
     return messages[0]["environment"], [message["ceiling"] for message in messages if "ceiling" in message]
 
 

@@ -167,6 +167,16 @@ def test_files_of_other_cases_are_not_compared(tmp_path):
         compared(tmp_path, [row(CASE, "ours")], [row(OTHER, "ours")])
 
 
+def test_a_comparison_of_nothing_is_no_success(tmp_path):
+    """Ratios need the formula's time beside ours, and the compiler's figures the same versions; failed rows have neither."""
+    with pytest.raises(Bad, match="nothing was compared"):
+        compared(tmp_path, [row(CASE, "ours")], [row(CASE, "ours")], {"versions": {"jax": "0.7.2"}}, ratios=True)
+    (tmp_path / "a.jsonl").unlink(), (tmp_path / "b.jsonl").unlink()
+    failed = {"impl": "ours", "status": "failed", "reason": "out of memory"}
+    with pytest.raises(Bad, match="nothing was compared"):
+        compared(tmp_path, [row(CASE, "ours") | failed], [row(CASE, "ours") | failed])
+
+
 def test_files_with_some_common_cases_are_compared_when_asked(tmp_path):
     before, after = [row(CASE, "ours"), row(OTHER, "ours")], [row(CASE, "ours")]
     with pytest.raises(Bad, match="n=64,v=11.*--common"):
@@ -218,9 +228,9 @@ def test_ratios_are_compared_whatever_the_machine(tmp_path):
 @pytest.mark.parametrize("figure", ["temp_bytes", "dots"])
 @pytest.mark.parametrize("environment, status", [({}, 1), ({"versions": {"jax": "0.12.0"}}, 0), ({"processor": "y"}, 0)])
 def test_figures_of_the_same_compiler_are_compared_exactly(tmp_path, figure, environment, status):
-    after = row(CASE, "ours")
+    after, naive = row(CASE, "ours"), row(CASE, "naive", 3.0, to_ours=3.0)
     after[figure] += 1
-    assert compared(tmp_path, [row(CASE, "ours")], [after], environment, ratios=True) == status
+    assert compared(tmp_path, [row(CASE, "ours"), naive], [after, naive], environment, ratios=True) == status
 
 
 def test_cycles_of_chips_are_compared_chip_by_chip(tmp_path):

@@ -146,7 +146,7 @@ def test_a_process_that_dies_says_how():
 def test_a_device_that_is_not_there_is_named(capsys):
     assert command_line.main([*SMALL, "--device", "tpu"]) == 2
     error = capsys.readouterr().err
-    assert "--device tpu cannot be used" in error and error.count("\n") == 1
+    assert "--device tpu cannot be used: JAX found none that works" in error and error.count("\n") == 1
 
 
 def test_a_file_of_another_device_is_not_resumed(finished, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import signal
 import time
 from collections import Counter
@@ -333,6 +334,11 @@ def test_bad_options_say_what_to_do(arguments, advice, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
     assert advice in capsys.readouterr().err
+
+
+def test_a_batch_larger_than_the_data_is_named(tmp_path, capsys):
+    assert cli.main(["--task", "digits", "--batch", "100000000", "--out", str(tmp_path)]) == 2
+    assert re.search(r"--batch: got 100000000: give at most \d+, the training examples\n$", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", cli.DEMO_PACKAGES)

@@ -35,10 +35,14 @@ def missing_packages() -> list[str]:
 
 def run_task(options: argparse.Namespace) -> int:
     """Imports the task only now, so that a missing package gets its message first."""
-    from .experiment import Options
+    from .experiment import Options, WrongUsage
 
     task = importlib.import_module(TASK_MODULES[options.task])
-    return task.main(Options(**{name: getattr(options, name) for name in Options._fields}))
+    try:
+        return task.main(Options(**{name: getattr(options, name) for name in Options._fields}))
+    except WrongUsage as error:
+        print(f"python -m crossent_jax.demo: error: {error}", file=sys.stderr)
+        return WRONG_USAGE
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

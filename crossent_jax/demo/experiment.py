@@ -47,8 +47,16 @@ class Outcome(NamedTuple):
     whole: Trainee | None = None
 
 
+class WrongUsage(Exception):
+    """An option that only the task's data could show to be wrong."""
+
+
 def run(task: Task, options: Options) -> Outcome:
     """Both models start from the same parameters and see the same batches in the same order."""
+    if options.batch > len(task.train.labels):
+        raise WrongUsage(
+            f"argument --batch: got {options.batch}: give at most {len(task.train.labels)}, the training examples"
+        )
     batches = shuffled(task.train, options.batch, options.seed)
     first = next(batches)
     on_logits, naive = of_logits(task, exact_loss), of_logits(task, naive_loss)
