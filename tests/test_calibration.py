@@ -192,3 +192,24 @@ def test_temperature_is_that_of_cross_entropy():
     best = float(tuning.fit_temperature(z, labels))
     losses = [crossent_jax.cross_entropy(z, labels, temperature=best * factor) for factor in (0.9, 1.0, 1.1)]
     assert losses[1] < losses[0] and losses[1] < losses[2]
+
+
+def test_masks_labels_and_temperatures_follow_the_rules_of_the_losses():
+    """An integer mask is a mask, not row numbers; a label of no class is none of the predictions."""
+    z, labels = drawn()
+    keep = np.arange(len(z)) % 3 > 0
+    expected = tuning.reliability(z, labels, where=keep)
+    for mask in (keep.astype(np.int32), jnp.asarray(keep, jnp.uint8)):
+        assert tuning.reliability(z, labels, where=mask).expected_calibration_error == expected.expected_calibration_error
+        assert tuning.fit_temperature(z, labels, where=mask) == tuning.fit_temperature(z, labels, where=keep)
+    ignored = np.where(keep, labels, -100)
+    assert np.isnan(tuning.fit_temperature(z, ignored))
+    with pytest.raises(ValueError, match=r"labels must be class ids in .*labels\[0\] is -100.*where="):
+        tuning.reliability(z, ignored)
+    assert tuning.reliability(z, ignored, where=keep).expected_calibration_error == expected.expected_calibration_error
+    with pytest.raises(ValueError, match="temperature must be a finite number, above 0"):
+        tuning.reliability(z, labels, temperature=-1.0)
+    with pytest.raises(TypeError, match="where must be boolean or integer"):
+        tuning.reliability(z, labels, where=keep.astype(float))
+    with pytest.raises(ValueError, match="where must have the labels' shape"):
+        tuning.fit_temperature(z, labels, where=keep[:3])

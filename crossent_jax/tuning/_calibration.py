@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import cross_entropy, row_stats
+from .._api import checks
 
 COLDEST, HOTTEST = 2.0**-10, 2.0**10
 HALVINGS = 40  # of 20 powers of two: beyond the last digit of float32
@@ -22,12 +23,12 @@ def fit_temperature(logits: Array, labels: Array, *, where: Array | None = None)
     Args:
         logits: (n, v) of held-out examples, any float dtype.
         labels: (n,) int.
-        where: (n,) bool, which of them count.
+        where: (n,) bool or int (0 is False), which of them count.
 
     Returns:
         T, float32 (float64 for float64 logits), in [2**-10, 2**10]: the upper end where the loss has no minimum inside, as
         for logits no better than chance. For logits that are never wrong the loss falls to 0 as T does: the largest T where
-        its slope underflows, or the lower end. NaN where a row that counts holds NaN.
+        its slope underflows, or the lower end. NaN where a row that counts holds NaN or a label of no class.
 
     Raises:
         ValueError, TypeError: shapes or dtypes, as ``cross_entropy``.
@@ -42,24 +43,30 @@ def fit_temperature(logits: Array, labels: Array, *, where: Array | None = None)
         >>> print(f"{temperature:.4f}, confidence {jax.nn.softmax(logits / temperature)[0, 0]:.4f}")
         1.8205, confidence 0.7500
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    return _fit(logits, labels, where)
+    return _fit(*_checked(logits, labels, where))
+
+
+def _checked(logits: Array, labels: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
+    """By the rules of the losses."""
+    z, axis = checks.logits(logits, -1)
+    return z, checks.labels(labels, z, axis), checks.where(where, z.shape[:-1], z.shape)
 
 
 @jax.jit
 def _fit(logits: Array, labels: Array, where: Array | None) -> Array:
     dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
-    slope = jax.grad(lambda log_t: cross_entropy(logits, labels, where=where, temperature=jnp.exp(log_t)))
+    loss = jax.value_and_grad(lambda log_t: cross_entropy(logits, labels, where=where, temperature=jnp.exp(log_t)))
 
     def halve(_, ends):
         low, high = ends
         middle = (low + high) / 2
-        rising = slope(middle) > 0
+        rising = loss(middle)[1] > 0
         return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
     ends = jnp.log(jnp.asarray([COLDEST, HOTTEST], dtype))
     low, high = jax.lax.fori_loop(0, HALVINGS, halve, (ends[0], ends[1]))
-    return jnp.where(jnp.isnan(slope(low)), jnp.nan, jnp.exp((low + high) / 2)).astype(dtype)
+    value, slope = loss(low)
+    return jnp.where(jnp.isnan(value + slope), jnp.nan, jnp.exp((low + high) / 2)).astype(dtype)
 
 
 class Reliability(NamedTuple):
@@ -87,15 +94,16 @@ def reliability(
     Args:
         logits: (n, v).
         labels: (n,) int.
-        temperature: divides the logits.
-        where: (n,) bool, which rows count.
+        temperature: above 0; divides the logits.
+        where: (n,) bool or int (0 is False), which rows count.
         bins: how many.
 
     Returns:
         :class:`Reliability`, of numpy arrays.
 
     Raises:
-        ValueError: ``bins`` below 1, no row counts, or a row that counts holds NaN or no class; shapes as ``cross_entropy``.
+        ValueError: ``bins`` below 1, no row counts, or a row that counts holds NaN, no class, or a label of no class (-100:
+            leave it out by ``where=labels != -100``); shapes and the temperature as ``cross_entropy``.
 
     Source: Guo et al. 2017, section 2, equations 2 and 3.
 
@@ -108,7 +116,15 @@ def reliability(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
-    confidence, right, counts = (np.asarray(x) for x in _predictions(logits, labels, where, temperature))
+    z, labels, where = _checked(logits, labels, where)
+    temperature = checks.scalar("temperature", temperature, low=0.0, above=True, off=None)
+    confidence, right, counts = (np.asarray(x) for x in _predictions(z, labels, where, temperature))
+    unknown = np.flatnonzero(counts & ((labels < 0) | (labels >= z.shape[-1])))
+    if len(unknown):
+        raise ValueError(
+            f"labels must be class ids in [0, {z.shape[-1]}) in every row that counts; labels[{unknown[0]}] is "
+            f"{labels[unknown[0]]}. Leave such rows out by where=."
+        )
     confidence, right = confidence[counts].astype(np.float64), right[counts]
     if not len(right) or not np.all(np.isfinite(confidence)):
         raise ValueError("logits must have a row that counts, and finite confidences in every such row.")
@@ -126,4 +142,4 @@ def _predictions(logits: Array, labels: Array, where: Array | None, temperature)
     """Confidence, whether it is right, and whether the row counts."""
     best = row_stats(logits, labels, temperature=temperature).argmax
     confidence = row_stats(logits, best, temperature=temperature).target_probability
-    return confidence, best == labels, jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
+    return confidence, best == labels, jnp.ones(labels.shape, bool) if where is None else where
