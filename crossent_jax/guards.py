@@ -94,9 +94,22 @@ def require_binary(logits: Array, labels: Array, valid: Array | None) -> None:
 def require_options(options: LossOptions) -> None:
     """Demand of traced options what Python numbers are checked for."""
     for name, value in options._asdict().items():
-        if isinstance(value, jax.Array):
-            low, high = OPTION_RANGES[name]
-            require(name, value, (value >= low) & (value <= high), f"a number in [{low:g}, {high:g}]")
+        require_between(name, value, *OPTION_RANGES[name])
+
+
+def require_between(name: str, value, low: float, high: float, above: bool = False) -> None:
+    """Demand of an array, not of a Python number, which is checked before, finite numbers from ``low`` (``above``: above it)
+    to ``high``."""
+    if isinstance(value, jax.Array):
+        inside = jnp.isfinite(value) & (value > low if above else value >= low) & (value <= high)
+        lower = "" if low == -jnp.inf else f", {'above' if above else 'at least'} {low:g}"
+        require(name, value, inside, f"a finite number{lower}" + ("" if high == jnp.inf else f" and at most {high:g}"))
+
+
+def require_finite(name: str, value) -> None:
+    """Demand finite numbers of an array, if there is one."""
+    if isinstance(value, jax.Array):
+        require(name, value, jnp.isfinite(value), "finite numbers")
 
 
 def _describe(name, shape, expectation, failed, first, offender) -> list[str]:

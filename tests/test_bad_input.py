@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import crossent_jax
 from crossent_jax import binary_cross_entropy, cross_entropy, row_stats, soft_cross_entropy, token_log_probs
 
 LOGITS = np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7)
@@ -235,3 +236,11 @@ def test_negative_row_weights_are_legal_for_sums():
 def test_weights_that_cancel_do_not_look_like_nothing():
     weights = np.array([1, -1, 0, 0, 0], np.float32)
     assert not np.isfinite(cross_entropy(LOGITS, LABELS, row_weights=weights))
+
+
+@pytest.mark.parametrize(
+    "multiply", (lambda x: 2 * x, lambda x: x * 2, lambda x: jnp.float32(2) * x), ids=("left", "right", "array")
+)
+def test_a_loss_sum_is_not_repeated_like_a_tuple(multiply):
+    with pytest.raises(TypeError):
+        multiply(crossent_jax.LossSum(jnp.float32(1), jnp.float32(2)))

@@ -91,7 +91,10 @@ GUARDED = [
     (lambda: divergence(Z.at[1, 2].set(jnp.nan), W), r"logits\[1, 2\] is nan"),
     (lambda: divergence(Z, W.at[0, 4].set(jnp.inf)), r"teacher_logits\[0, 4\] is inf"),
     (lambda: divergence(Z, W, labels=jnp.array([0, 5, 1])), r"labels\[1\] is 5: expected a class id in \[0, 5\)"),
-    (lambda: divergence(Z, W, kind="js", beta=jnp.float32(1.5)), "beta is 1.5: expected a number from 0 to 1"),
+    (
+        lambda: divergence(Z, W, kind="js", beta=jnp.float32(1.5)),
+        "beta is 1.5: expected a finite number, at least 0 and at most 1",
+    ),
     (lambda: divergence(Z, W, temperature=jnp.float32(0)), "temperature is 0.0"),
     (lambda: divergence(Z, W, row_weights=jnp.array([1.0, jnp.nan, 1.0])), r"row_weights\[1\] is nan"),
     (lambda: linear_divergence(HIDDEN, HEAD, teacher_top_k=(TOP[0].at[2, 0].set(7), TOP[1])), r"teacher_top_k\[2, 0\] is 7"),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import crossent_jax
 from crossent_jax import binary_cross_entropy, cross_entropy, guards, soft_cross_entropy
 
 LOGITS = jnp.linspace(-1, 1, 35).reshape(5, 7)
@@ -22,7 +23,7 @@ REFUSED = {
     "negative target": ("targets[0, 0] -0.5 [0, 1]", soft_cross_entropy, (LOGITS, TARGETS.at[0, 0].set(-0.5))),
     "binary label": ("labels[1, 1] 2.0 [0, 1]", binary_cross_entropy, (LOGITS, TARGETS.at[1, 1].set(2.0))),
     "traced smoothing": (
-        "label_smoothing 1.5 [0, 1]",
+        "label_smoothing 1.5 at least 0 and at most 1",
         lambda z, y, eps: cross_entropy(z, y, label_smoothing=eps),
         (LOGITS, LABELS, jnp.float32(1.5)),
     ),
@@ -32,7 +33,7 @@ REFUSED = {
         (LOGITS, LABELS, jnp.float32(-1)),
     ),
     "class weight": (
-        "class_weights[2] -1.0 not negative",
+        "class_weights[2] -1.0 finite at least 0",
         lambda z, y, w: cross_entropy(z, y, class_weights=w),
         (LOGITS, LABELS, jnp.ones(7).at[2].set(-1)),
     ),
@@ -96,3 +97,34 @@ def test_an_error_inside_the_block_is_not_replaced():
             raise KeyError("mine")
     with guards.values():
         cross_entropy(LOGITS, LABELS)
+
+
+OPTIONS_OF_BINARY = {"pos_weight": -1.0, "label_smoothing": 1.5, "focal_gamma": -2.0, "focal_alpha": 1.5, "temperature": 0.0}
+Z2, Y2 = jnp.zeros(2), jnp.ones(2)
+
+
+@pytest.mark.parametrize("jitted", (False, True))
+@pytest.mark.parametrize("name", OPTIONS_OF_BINARY)
+def test_traced_options_of_binary_cross_entropy(name, jitted):
+    def loss(value):
+        return crossent_jax.binary_cross_entropy(Z2, Y2, **{name: value})
+
+    with pytest.raises(ValueError, match=f"^{name} is .*: expected a finite number"):
+        with crossent_jax.guards.values():
+            (jax.jit(loss) if jitted else loss)(jnp.float32(OPTIONS_OF_BINARY[name]))
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("row_weights", lambda bad: crossent_jax.binary_cross_entropy(Z2, Y2, row_weights=jnp.stack([bad, bad]))),
+        ("bias", lambda bad: crossent_jax.sigmoid_contrastive(jnp.eye(2), jnp.eye(2), temperature=1.0, bias=bad)),
+        ("temperature", lambda bad: crossent_jax.info_nce(jnp.eye(2), jnp.eye(2), temperature=bad)),
+        ("temperature", lambda bad: crossent_jax.kl_divergence(jnp.eye(2), jnp.eye(2), temperature=bad)),
+        ("z_loss", lambda bad: crossent_jax.cross_entropy(jnp.eye(2), jnp.array([0, 1]), z_loss=bad)),
+    ],
+)
+def test_nan_is_no_number(name, call):
+    with pytest.raises(ValueError, match=f"^{name}.* is nan: expected"):
+        with crossent_jax.guards.values():
+            call(jnp.float32(jnp.nan))

@@ -1,5 +1,6 @@
 """Every transform of JAX on every backend: the right answer, or the TypeError that the documentation names."""
 
+import threading
 from functools import cache, partial
 
 import jax
@@ -284,3 +285,29 @@ def test_explain_names_the_backend_and_the_remedy():
     (asked,) = crossent_jax.explain(jax.jit(lambda z: loss(z, implementation="reference")), LOGITS)
     assert asked.backend == "reference" and "by implementation=" in str(asked)
     assert len(crossent_jax.explain(lambda z: loss(z) + loss(2 * z), LOGITS)) == 2
+
+
+def test_explain_of_nested_and_of_other_threads_is_its_own():
+    """Each sees the losses inside it, and no other thread's."""
+    start, seen = threading.Barrier(2), {}
+
+    def two(z):
+        inner = crossent_jax.explain(loss, z)
+        assert len(inner) == 1
+        return loss(z) + loss(2 * z)
+
+    def watch(name, function):
+        def slowly(z):
+            start.wait()
+            value = function(z)
+            start.wait()
+            return value
+
+        seen[name] = len(crossent_jax.explain(slowly, LOGITS))
+
+    threads = [threading.Thread(target=watch, args=pair) for pair in (("one", loss), ("nested", two))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"one": 1, "nested": 3}  # the nested call's loss is inside it too

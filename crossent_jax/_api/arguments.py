@@ -149,13 +149,9 @@ def _check_values(spec: Spec, rows: Rows, z) -> None:
         check_logit_values("logits", rows.logits, spec.axis, valid)
     else:
         check_projection_values(rows.logits, valid)
-    for name, weights in (("row_weights", rows.row_weights), ("class_weights", rows.class_weights)):
-        if weights is not None:
-            guards.require(name, weights, jnp.isfinite(weights), "finite numbers")
-    if rows.class_weights is not None:
-        guards.require("class_weights", rows.class_weights, rows.class_weights >= 0, "numbers that are not negative")
-    if isinstance(rows.temperature, jax.Array):
-        guards.require("temperature", rows.temperature, rows.temperature > 0, "a number above 0")
+    guards.require_finite("row_weights", rows.row_weights)
+    guards.require_between("class_weights", rows.class_weights, 0.0, jnp.inf)
+    guards.require_between("temperature", rows.temperature, 0.0, jnp.inf, above=True)
 
 
 def _check_labels(spec: Spec, labels: Array, valid, classes: int) -> None:

@@ -4,6 +4,7 @@ With ``softplus(x) = log(1 + exp(x))``: ``-log sigmoid(z) = softplus(-z)`` and `
 Neither overflows nor cancels, and each derivative is a sigmoid, so every transform of JAX works on every platform.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -90,6 +91,15 @@ def binary_cross_entropy(
     )
     if guards.enabled():
         guards.require_binary(z, y, valid)
+        guards.require_finite("row_weights", weights)
+        for name, high in (
+            ("pos_weight", math.inf),
+            ("label_smoothing", 1.0),
+            ("focal_gamma", math.inf),
+            ("focal_alpha", 1.0),
+        ):
+            guards.require_between(name, getattr(options, name), 0.0, high)
+        guards.require_between("temperature", options.temperature, 0.0, math.inf, above=True)
     return _reduced(checks.reduction(reduction), z, y, valid, weights, options)
 
 

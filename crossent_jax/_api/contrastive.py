@@ -139,16 +139,16 @@ def _batch(function: str, queries, keys, temperature, bias, query_ids, key_ids, 
     temperature = checks.scalar("temperature", temperature, low=0.0, above=True, off=None)
     bias = None if bias is None else checks.scalar("bias", bias, off=None)
     if guards.enabled():
-        _check_values(queries, keys, where, temperature)
+        _check_values(queries, keys, where, temperature, bias)
     return Batch(queries, keys, temperature, bias, query_ids, key_ids, where, where)
 
 
-def _check_values(queries: Array, keys: Array, where, temperature) -> None:
+def _check_values(queries: Array, keys: Array, where, temperature, bias) -> None:
     for name, x in (("queries", queries), ("keys", keys)):
         finite = jnp.isfinite(x)
         guards.require(name, x, finite if where is None else finite | ~where[:, None], "finite numbers")
-    if isinstance(temperature, jax.Array):
-        guards.require("temperature", temperature, temperature > 0, "a number above 0")
+    guards.require_between("temperature", temperature, 0.0, jnp.inf, above=True)
+    guards.require_finite("bias", bias)
 
 
 def _rows(batch: Batch, chunk_rows) -> int:

@@ -6,6 +6,7 @@ The choice depends on the problem alone. What depends on the platform compiled f
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class Decision(NamedTuple):
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.reasons])
 
 
-_recorders: list[list[Decision]] = []
+_recorders: ContextVar[tuple[list[Decision], ...]] = ContextVar("recorders", default=())  # of this thread, outer ones first
 
 
 def select(
@@ -45,7 +46,7 @@ def select(
     if implementation is not None and refusals[implementation] is not None:
         raise ValueError(f"implementation={implementation!r} cannot run this problem: {refusals[implementation]}")
     chosen = implementation or next(name for name, refusal in refusals.items() if refusal is None)
-    for decisions in _recorders:
+    for decisions in _recorders.get():
         decision = _decision(problem, chosen, implementation, refusals)
         decisions.append(decision._replace(scheme=scheme(BACKENDS[chosen])))
     return BACKENDS[chosen]
@@ -64,11 +65,11 @@ def _decision(problem: Problem, chosen: str, asked: str | None, refusals: dict[s
 @contextmanager
 def _recording():
     decisions: list[Decision] = []
-    _recorders.append(decisions)
+    before = _recorders.set((*_recorders.get(), decisions))
     try:
         yield decisions
     finally:
-        _recorders.remove(decisions)
+        _recorders.reset(before)
 
 
 def explain(function, *args, **kwargs) -> tuple[Decision, ...]:

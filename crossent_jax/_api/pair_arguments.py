@@ -290,13 +290,7 @@ def _widest(*arrays: Array) -> jnp.dtype:
 
 
 def _check_values(rows: PairRows) -> None:
-    if rows.row_weights is not None:
-        guards.require("row_weights", rows.row_weights, jnp.isfinite(rows.row_weights), "finite numbers")
-    for name, value, low, high in (
-        ("temperature", rows.temperature, 0.0, jnp.inf),
-        ("beta", rows.parameter, 0.0, 1.0),
-        ("label_weight", rows.label_weight, 0.0, 1.0),
-    ):
-        if isinstance(value, jax.Array):
-            above = value > low if name == "temperature" else value >= low
-            guards.require(name, value, above & (value <= high), f"a number from {low:g} to {high:g}")
+    guards.require_finite("row_weights", rows.row_weights)
+    guards.require_between("temperature", rows.temperature, 0.0, jnp.inf, above=True)
+    guards.require_between("beta", rows.parameter, 0.0, 1.0)
+    guards.require_between("label_weight", rows.label_weight, 0.0, 1.0)

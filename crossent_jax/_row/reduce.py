@@ -45,6 +45,15 @@ class LossSum(NamedTuple):
         """``sum(list_of_loss_sums)`` starts from the integer 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
+    def __mul__(self, factor):
+        """Refused: of a tuple it would be a repetition."""
+        raise TypeError(
+            f"a LossSum is not multiplied, as its loss and its weight could be meant: scale the mean, factor * x.mean(), or "
+            f"one part, LossSum(factor * x.total, x.weight); got {factor!r}."
+        )
+
+    __rmul__ = __mul__
+
     def psum(self, axis_name) -> "LossSum":
         """The sum over a mesh axis (inside ``jax.shard_map`` or ``jax.vmap(axis_name=...)``)."""
         return LossSum(jax.lax.psum(self.total, axis_name), jax.lax.psum(self.weight, axis_name))
