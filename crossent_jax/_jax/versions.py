@@ -1,6 +1,7 @@
 """Everything that differs between the supported JAX versions (0.7.2 to 0.12)."""
 
 import math
+from typing import Any
 
 import jax
 import jax.core
@@ -32,7 +33,7 @@ def devices_along(x, axis: int) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def mesh_axes(x, axis: int):
+def mesh_axes(x, axis: int) -> tuple[Any, tuple[str, ...]]:
     """``(mesh, names of the mesh axes over which the type of x says that axis is split)``; none where it says nothing."""
     sharding = explicit_sharding(x)
     return (None, ()) if sharding is None else (sharding.mesh, tuple(jax.tree.leaves(sharding.spec[axis % x.ndim])))

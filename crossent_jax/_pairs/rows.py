@@ -75,10 +75,11 @@ def _spread(rows: PairRows, batch: tuple[int, ...], dtype) -> PairRows:
     def each(value: Any, shape) -> Array | None:
         return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), shape)
 
+    temperature = each(rows.temperature, (*batch, 1))
     return rows._replace(
         row_weights=None if rows.row_weights is None else rows.row_weights.astype(dtype),
         label_weight=each(rows.label_weight, batch),
-        temperature=None if rows.temperature is None else usable(each(rows.temperature, (*batch, 1))),
+        temperature=None if temperature is None else usable(temperature),
         parameter=each(rows.parameter, (*batch, 1)),
     )
 

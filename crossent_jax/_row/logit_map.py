@@ -51,8 +51,9 @@ def logit_map_slope(
     z: Float[Array, "..."], softcap: float | None, temperature: Float[Array, ""] | None
 ) -> Float[Array, "..."]:
     """The derivative of the map with respect to ``z``."""
-    flat = softcap is None or softcap > float(jnp.finfo(z.dtype).max)
-    return over(jnp.ones_like(z) if flat else sech_squared(z / softcap), temperature)
+    if softcap is None or softcap > float(jnp.finfo(z.dtype).max):
+        return over(jnp.ones_like(z), temperature)
+    return over(sech_squared(z / softcap), temperature)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

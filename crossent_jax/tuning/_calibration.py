@@ -117,8 +117,8 @@ def reliability(
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
     z, labels, where = _checked(logits, labels, where)
-    temperature = checks.scalar("temperature", temperature, low=0.0, above=True, off=None)
-    confidence, right, counts = (np.asarray(x) for x in _predictions(z, labels, where, temperature))
+    divisor = checks.scalar("temperature", temperature, low=0.0, above=True, off=None)
+    confidence, right, counts = (np.asarray(x) for x in _predictions(z, labels, where, divisor))
     unknown = np.flatnonzero(counts & ((labels < 0) | (labels >= z.shape[-1])))
     if len(unknown):
         raise ValueError(
