@@ -32,7 +32,7 @@ $(VENV)/lint: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[lint]' && touch $@
 
 check: $(VENV)/lint
-	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m pyright
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m pyright --pythonpath $(RUN)
 	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --cases 1 -m "not subprocess"
 
 test-all: $(VENV)/installed

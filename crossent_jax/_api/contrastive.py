@@ -1,7 +1,6 @@
 """Contrastive losses of a batch of pairs: the public functions, thin over ``_linear.batch_matrix``."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +8,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .. import guards
-from .._dense.shards import jointly_varying, sum_over
+from .._dense.shards import sum_over
 from .._jax.pieces import even_size
-from .._jax.versions import mesh_axes, on_axis
-from .._linear.batch_matrix import Batch, BatchSpec, Weights, batch_loss, dtype_of
+from .._jax.versions import joint_axes, mesh_axes, on_axis, varying_over
+from .._linear.batch_matrix import Batch, BatchSpec, Weights, batch_loss, dtype_of, gathered
 from .._linear.rows import default_rows
 from . import checks
 
@@ -189,18 +188,15 @@ def _loss_here(spec: BatchSpec, by_id: bool, batch: Batch) -> Array:
     batch = batch._replace(
         temperature=jnp.asarray(batch.temperature, dtype),
         bias=None if batch.bias is None else jnp.asarray(batch.bias, dtype),
-        **{name: _gathered(getattr(batch, name), axis_name) for name in ("keys", "key_ids", "key_valid")},
+        key_ids=gathered(batch.key_ids, axis_name),
+        key_valid=gathered(batch.key_valid, axis_name),
     )
-    batch, weights = jointly_varying((batch, _weights(spec, batch, dtype)))
+    weights = varying_over(joint_axes(batch), _weights(spec, batch, dtype))
     return jnp.asarray(sum_over(batch_loss(spec, batch, weights), axis_name))
 
 
 def _kept(valid, vectors: Array) -> Array:
     return vectors if valid is None else jnp.where(valid[:, None], vectors, 0)
-
-
-def _gathered(x: Any, axis_name: str | None):
-    return x if x is None or axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
 def _weights(spec: BatchSpec, batch: Batch, dtype) -> Weights:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from .dtypes import statistics_dtype
-from .versions import to_varying, typed_like, varying_axes
+from .versions import axes_between, summed_over, to_varying, typed_like, varying_axes
 
 
 def is_primal(x) -> bool:
@@ -55,8 +55,8 @@ def filled(gradients: Any, parts: Any) -> Any:
 
 
 def cotangents(gradients: Any, parts: Any, scale: jax.Array | None = None) -> Any:
-    """The cotangents of ``parts`` from their gradients, multiplied in float32 and then in the dtype of each; 0 where none
-    was needed, None for what is not floating."""
+    """The cotangents of ``parts`` from their gradients: multiplied and then added up over the mesh axes over which the parts
+    do not vary, both in float32, and then cast; 0 where none was needed, None for what is not floating."""
 
     def cotangent(gradient, part):
         if not is_floating(part):
@@ -64,9 +64,18 @@ def cotangents(gradients: Any, parts: Any, scale: jax.Array | None = None) -> An
         if gradient is None or gradient.shape != part.shape:
             return zeros(part, part.dtype)
         wide = gradient.astype(statistics_dtype(gradient.dtype))
-        return typed_as((wide if scale is None else scale * wide).astype(part.dtype), part)
+        wide = wide if scale is None else scale * wide
+        return typed_as(summed_over(axes_between(wide, part), wide).astype(part.dtype), part)
 
     return jax.tree.map(cotangent, gradients, parts, is_leaf=lambda x: x is None)
+
+
+def written_dtype(part: jax.Array, primal: jax.Array, scaled_later: bool) -> jnp.dtype:
+    """The dtype in which a gradient is held that is written piece by piece: that of ``primal``, whose values ``part`` has;
+    float32 where it is one of several to be added up, or float16, whose exponents do not last until it is multiplied."""
+    if axes_between(part, primal) or (scaled_later and part.dtype == jnp.float16):
+        return statistics_dtype(part.dtype)
+    return part.dtype
 
 
 def zeros(like: jax.Array, dtype) -> jax.Array:

@@ -82,6 +82,16 @@ def joint_axes(tree) -> frozenset[str]:
     return frozenset().union(*(varying_axes(leaf) for leaf in jax.tree.leaves(tree)))
 
 
+def axes_between(x, other) -> tuple[str, ...]:
+    """The mesh axes over which ``x`` varies and ``other`` does not."""
+    return tuple(sorted(varying_axes(x) - varying_axes(other)))
+
+
+def summed_over(axes: tuple[str, ...], x):
+    """The sum of ``x`` over mesh axes."""
+    return jax.lax.psum(x, axes) if axes else x
+
+
 def varying_over(axes: frozenset[str], tree):
     """Every array of ``tree``, typed as varying over ``axes`` as well."""
     return jax.tree.map(lambda leaf: to_varying(leaf, axes), tree)

@@ -11,6 +11,8 @@ positives they have, s_ij whether (i, j) is one, and a_i, b_j the weights of row
 A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps of both, and for the
 gradients, four products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no column,
 and make it once. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
+
+Over a mesh axis every shard gathers the keys, in their own dtype; their gradients are added up over shards in float32.
 """
 
 from functools import partial
@@ -20,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._jax.differentiated import cotangents, filled, is_asked, values_of
+from .._dense.shards import jointly_varying
+from .._jax.differentiated import cotangents, filled, is_asked, values_of, written_dtype
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, read, scan_rows, write_fresh
 from .._jax.versions import joint_axes, to_varying
@@ -33,13 +36,14 @@ from .projection import (
     operands_of_product,
     piece_logits,
     product_dtype,
+    rounded,
     transposed,
 )
 
 
 class BatchSpec(NamedTuple):
-    """``loss``: "info_nce" (rows and columns), "info_nce_of_rows" or "sigmoid". ``axis_name``: the mesh axis over which the
-    queries are split; the keys are all there. ``chunk``: rows of the matrix at a time."""
+    """``loss``: "info_nce" (rows and columns), "info_nce_of_rows" or "sigmoid". ``axis_name``: the mesh axis over which
+    queries and keys are split. ``chunk``: rows of the matrix at a time."""
 
     loss: str
     axis_name: str | None
@@ -47,7 +51,8 @@ class BatchSpec(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Queries (n, d) and keys (m, d); which of them belong together, by equal ids; which count (None: all)."""
+    """Queries (n, d) and keys (m, d); which of them belong together, by equal ids; which count (None: all). Where they are
+    split over a mesh axis ``keys`` are the shard's own, ``key_ids`` and ``key_valid`` those of all shards."""
 
     queries: Any
     keys: Any
@@ -222,8 +227,11 @@ class Known(NamedTuple):
     columns: Maybe = None
 
 
-def _pass(spec: BatchSpec, batch: Batch, weights: Weights, known: Known, needed: Gradients) -> tuple[Array, Gradients]:
-    """``(the losses of rows, the gradients)``; the gradients are those of columns too if these are known."""
+def _pass(
+    spec: BatchSpec, batch: Batch, weights: Weights, known: Known, needed: Gradients, given: Batch
+) -> tuple[Array, Gradients]:
+    """``(the losses of rows, the gradients)``; the gradients are those of columns too if these are known. ``given``: the
+    batch before it was made whole."""
     dtype = dtype_of(batch)
 
     def step(sums, start, size, fresh):
@@ -241,7 +249,7 @@ def _pass(spec: BatchSpec, batch: Batch, weights: Weights, known: Known, needed:
         return _varying(batch, jnp.zeros(like.shape, dtype)) if asked else None
 
     none = Gradients(
-        start(needed.queries, batch.queries, batch.queries.dtype),
+        start(needed.queries, batch.queries, written_dtype(batch.queries, given.queries, scaled_later=True)),
         start(needed.keys, batch.keys, dtype),
         start(needed.temperature, batch.temperature, dtype),
         start(needed.bias, batch.bias, dtype),
@@ -253,7 +261,7 @@ def _pass(spec: BatchSpec, batch: Batch, weights: Weights, known: Known, needed:
 def _add(batch: Batch, sums: Gradients, chunk: Chunk, dz: Array, start, fresh) -> Gradients:
     """With the chunk's part: ``dz / T`` times the keys and the queries, ``-sum dz z / T`` and ``sum dz``."""
     layout, (queries, keys) = _layout(batch), operands_of_product(chunk.projection)
-    scaled = jax.lax.optimization_barrier((dz / batch.temperature).astype(queries.dtype))
+    scaled = rounded(dz / batch.temperature, queries.dtype)
     to_queries: Any = None
     if sums.queries is not None:
         to_queries = write_fresh(sums.queries, hidden_gradient(layout, scaled, chunk.projection), start, 0, fresh)
@@ -278,9 +286,25 @@ def _add(batch: Batch, sums: Gradients, chunk: Chunk, dz: Array, start, fresh) -
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def batch_loss(spec: BatchSpec, batch: Batch, weights: Weights) -> Array:
     """The weighted losses of this shard's rows, and of its share of the columns: add up over shards."""
+    whole = _whole(spec, batch)
     if spec.loss != "info_nce":
-        return jnp.sum(_pass(spec, batch, weights, Known(), Gradients(*[False] * 4))[0])
-    return _of_lines(spec, weights, *_all_lines(spec, batch))
+        return jnp.sum(_pass(spec, whole, weights, Known(), Gradients(*[False] * 4), batch)[0])
+    return _of_lines(spec, weights, *_all_lines(spec, whole))
+
+
+def _whole(spec: BatchSpec, batch: Batch) -> Batch:
+    """With the keys of all shards."""
+    return jointly_varying(batch._replace(keys=gathered(batch.keys, spec.axis_name)))
+
+
+def gathered(x: Any, axis_name: str | None) -> Any:
+    """The parts of all shards, one after the other."""
+    return x if x is None or axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def _own_part(x: Any, axis_name: str | None) -> Any:
+    """The shard's own part of the sum over shards."""
+    return x if x is None or axis_name is None else jax.lax.psum_scatter(x, axis_name, tiled=True)
 
 
 def _of_lines(spec: BatchSpec, weights: Weights, rows: Lines, columns: Lines) -> Array:
@@ -290,22 +314,24 @@ def _of_lines(spec: BatchSpec, weights: Weights, rows: Lines, columns: Lines) ->
 
 
 def _forward(spec: BatchSpec, primals: Batch, primal_weights: Weights):
-    batch, weights = values_of((primals, primal_weights))
+    given, weights = values_of((primals, primal_weights))
     needed = Gradients._make(map(is_asked, primals[:4]))
+    batch = _whole(spec, given)
     if spec.loss == "info_nce":
         rows, columns = _all_lines(spec, batch)
         value = _of_lines(spec, weights, rows, columns)
-        _, gradients = _pass(spec, batch, weights, Known(rows, _log_sums(columns)), needed)
+        _, gradients = _pass(spec, batch, weights, Known(rows, _log_sums(columns)), needed, given)
     else:
-        losses, gradients = _pass(spec, batch, weights, Known(), needed)
+        losses, gradients = _pass(spec, batch, weights, Known(), needed, given)
         value = jnp.sum(losses)
-    return value, (filled(gradients, Gradients(*batch[:4])), batch, weights)
+    gradients = gradients._replace(keys=_own_part(gradients.keys, spec.axis_name))
+    return value, (filled(gradients, Gradients(*given[:4])), given, weights)
 
 
 def _backward(spec: BatchSpec, residuals, g: Array):
-    kept, batch, weights = residuals
-    given = cotangents(kept, Gradients(*batch[:4]), g)
-    return Batch._make([*given, None, None, None, None]), jax.tree.map(jnp.zeros_like, weights)
+    kept, given, weights = residuals
+    found = cotangents(kept, Gradients(*given[:4]), g)
+    return Batch._make([*found, None, None, None, None]), jax.tree.map(jnp.zeros_like, weights)
 
 
 batch_loss.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -4,8 +4,9 @@ With dz = dL/dz from the same ``block_gradient`` that the losses of logits use,
 
     dx = dz W^T        dW = sum over chunks of x^T dz        db = sum over rows of dz
 
-dW, db and every other sum over chunks are float32; dz is cast to the dtype of the product after the one-hot was subtracted
-in float32. A row without cotangent enters x^T dz as 0, so that it adds nothing to dW even if its hidden state is NaN.
+dW, db and every other sum over chunks and over devices are float32; dz is cast to the dtype of the product after the one-hot
+was subtracted in float32. A row without cotangent enters x^T dz as 0, so that it adds nothing to dW even if its hidden state
+is NaN.
 
 On a CPU the classes of a large chunk are taken a block at a time, in the cache: the state is merged over blocks, and a
 block's dz is used for both products and dropped. Milliseconds of value and gradient on two cores with 1 MiB of L2 each (jax
@@ -33,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._jax.differentiated import cotangents, is_asked, zeros
+from .._jax.differentiated import cotangents, is_asked, written_dtype, zeros
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import Pieces, add, cut, read, scan, write, write_fresh
 from .._jax.versions import is_split, to_varying, typed_like, varying_axes
@@ -51,6 +52,7 @@ from .projection import (
     operands_of_product,
     piece_logits,
     product_dtype,
+    rounded,
     transposed,
 )
 
@@ -180,7 +182,7 @@ def _classes_at(plan: Plan, here: Fused, first, classes: int) -> Fused:
 
 
 class Sums(NamedTuple):
-    """Gradients so far; None: not needed. ``hidden`` and ``target`` are written chunk by chunk in their own dtype, the
+    """Gradients so far; None: not needed. ``hidden`` and ``target`` are written chunk by chunk (:func:`written_dtype`), the
     others are added up in float32."""
 
     hidden: Maybe
@@ -197,17 +199,17 @@ def parts_of(fused: Fused) -> Sums:
     return Sums(*fused.projection, operands.target, operands.prior, operands.temperature)
 
 
-def no_gradient(fused: Fused, needed: "Needed") -> Sums:
-    """Zeros for what is needed."""
+def no_gradient(fused: Fused, needed: "Needed", primals: Fused, scaled_later: bool = False) -> Sums:
+    """Zeros for what is needed of the gradients of ``primals``."""
     kept = Sums("hidden", "head", "bias", "target", "prior", "temperature")
     dtype = statistics_dtype(product_dtype(fused.projection))
 
-    def start(name, part):
+    def start(name, part, primal):
         if part is None or not getattr(needed, name):
             return None
-        return zeros(part, part.dtype if name in ("hidden", "target") else dtype)
+        return zeros(part, written_dtype(part, primal, scaled_later) if name in ("hidden", "target") else dtype)
 
-    return jax.tree.map(start, kept, parts_of(fused), is_leaf=lambda x: x is None)
+    return jax.tree.map(start, kept, parts_of(fused), parts_of(primals), is_leaf=lambda x: x is None)
 
 
 def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, start, fresh) -> Sums:
@@ -226,7 +228,7 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
         sums, dx, dt = carry
         block = _classes_at(plan, here, first, classes)
         gradient = gradient_of(plan.wanted, block.operands, state, g)
-        dz = jax.lax.optimization_barrier(gradient.logits.astype(features.dtype))
+        dz = rounded(gradient.logits, features.dtype)
         sums = sums._replace(
             head=_added(sums.head, lambda: head_gradient(layout, dz, features, block.projection.head), first, vocab_axis),
             bias=_added(sums.bias, lambda: bias_gradient(gradient.logits), first, 0),

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._dense.shards import merge_shards
+from .._dense.shards import jointly_varying, merge_shards
 from .._dense.vjp import mapped_together
 from .._jax.differentiated import as_shapes, filled, from_shapes, values_of, zeros
 from .._jax.dtypes import statistics_dtype
@@ -53,12 +53,13 @@ from .projection import classes_of, product_dtype
 def linear_state(plan: Plan, fused: Fused) -> State:
     """The state of every row: the definition where the backend has no gradient of its own, else with the fused one."""
     if plan.backend.dense_gradient is None:
-        return _states(in_one_block(plan, fused), _in_float32(fused), jax.checkpoint)
+        return _states(in_one_block(plan, fused), jointly_varying(_in_float32(fused)), jax.checkpoint)
     return _opaque_state(plan, fused)
 
 
 def _in_float32(fused: Fused) -> Fused:
-    """Hidden and head cast once, so that the transpose is one cast: JAX adds the chunks' gradients in that dtype."""
+    """Hidden and head cast once, so that the transpose is one cast: JAX adds the gradients of chunks and of devices in that
+    dtype."""
     dtype = statistics_dtype(product_dtype(fused.projection))
     return fused._replace(projection=jax.tree.map(lambda x: x.astype(dtype), fused.projection))
 
@@ -72,18 +73,18 @@ def _states(plan: Plan, fused: Fused, wrap: Callable = lambda f: f) -> State:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _opaque_state(plan: Plan, fused: Fused) -> State:
-    return mapped_together(by_platform(plan, _states, fused))
+    return mapped_together(by_platform(plan, _states, jointly_varying(fused)))
 
 
 def _state_forward(plan: Plan, primals: Fused):
     fused, needed = values_of(primals), perturbed(primals)
-    state = mapped_together(by_platform(plan, _states, fused))
+    state = mapped_together(by_platform(plan, _states, jointly_varying(fused)))
     return state, (fused, state, as_shapes(needed))
 
 
 def _state_backward(plan: Plan, residuals, cotangents: State):
-    fused, states, flags = residuals
-    needed = from_shapes(flags)
+    given, states, flags = residuals
+    fused, needed = jointly_varying(given), from_shapes(flags)
     g = _cotangents(cotangents, states)
     plan = plan._replace(wanted=plan.wanted._replace(entropy=g.exp_dot is not None))
     if g.prior_dot is None:
@@ -97,9 +98,9 @@ def _state_backward(plan: Plan, residuals, cotangents: State):
             g_here = _of_fresh(fresh, g_here)
             return add_gradient(plan, here, state, g_here, sums, start, fresh), ()
 
-        return scan_rows(chunks_of(plan, fused), step, no_gradient(fused, needed), plan.axis)[0]
+        return scan_rows(chunks_of(plan, fused), step, no_gradient(fused, needed, given), plan.axis)[0]
 
-    return (as_primals(by_platform(plan, sums_of, fused, states, g), residuals[0]),)
+    return (as_primals(by_platform(plan, sums_of, fused, states, g), given),)
 
 
 _opaque_state.defvjp(_state_forward, _state_backward, symbolic_zeros=True)
@@ -136,7 +137,7 @@ class Loss(NamedTuple):
 def fused_sum(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Shared) -> Array:
     """The sum of the losses of all rows. ``rows``: arrays with the rows' axes first, read with the rows; ``shared``: arrays
     that every row sees. Differentiable in every floating array."""
-    return by_platform(plan, partial(_sum, loss), fused, rows, shared)
+    return by_platform(plan, partial(_sum, loss), jointly_varying(fused), rows, shared)
 
 
 def _sum(loss: Loss, plan: Plan, fused: Fused, rows: Any, shared: Any) -> Array:
@@ -149,14 +150,14 @@ def _sum(loss: Loss, plan: Plan, fused: Fused, rows: Any, shared: Any) -> Array:
 
 
 def _sum_forward(plan: Plan, loss: Loss, fused: Fused, rows: Any, shared: Any):
-    run = partial(_sum_and_gradients, loss, perturbed(fused))
-    fused = values_of(fused)
-    total, sums, *gradients = by_platform(plan, run, fused, values_of(rows), values_of(shared))
-    return total, (filled(sums, parts_of(fused)), *gradients, fused)
+    given = values_of(fused)
+    run = partial(_sum_and_gradients, loss, perturbed(fused), given)
+    total, sums, *gradients = by_platform(plan, run, jointly_varying(given), values_of(rows), values_of(shared))
+    return total, (filled(sums, parts_of(given)), *gradients, given)
 
 
-def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, rows: Any, shared: Any):
-    """``(sum, gradients of the fused arrays, of rows, of shared)``."""
+def _sum_and_gradients(loss: Loss, needed: Needed, given: Fused, plan: Plan, fused: Fused, rows: Any, shared: Any):
+    """``(sum, gradients of the fused arrays, of rows, of shared)``; ``given``: the fused arrays before they varied alike."""
     classes = classes_of(plan.layout, fused.projection)
 
     def step(carry, start, size, fresh):
@@ -169,15 +170,16 @@ def _sum_and_gradients(loss: Loss, needed: Needed, plan: Plan, fused: Fused, row
         sums = add_gradient(plan, here, state, g, sums, start, fresh)
         return (sums, jax.tree.map(jnp.add, shared_sums, g_shared)), (losses, g_row)
 
-    carry = no_gradient(fused, needed), jax.tree.map(lambda x: zeros(x, x.dtype), _floating(shared))
+    no_sums = no_gradient(fused, needed, given, scaled_later=True)
+    carry = no_sums, jax.tree.map(lambda x: zeros(x, x.dtype), _floating(shared))
     (sums, g_shared), (losses, g_rows) = scan_rows(chunks_of(plan, fused), step, carry, plan.axis)
     return jnp.sum(losses), sums, g_rows, g_shared
 
 
 def _sum_backward(plan: Plan, loss: Loss, residuals, g):
-    sums, g_rows, g_shared, fused = residuals
+    sums, g_rows, g_shared, given = residuals
     scaled = partial(jax.tree.map, lambda x: (g.astype(x.dtype) * x).astype(x.dtype))
-    return as_primals(sums, fused, g), scaled(g_rows), scaled(g_shared)
+    return as_primals(sums, given, g), scaled(g_rows), scaled(g_shared)
 
 
 fused_sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)

@@ -4,6 +4,9 @@ Hidden, head and the gradient of the logits meet in one dtype, the wider of hidd
 in float32 (float64 for float64). The logits of a piece are that accumulator, rounded only where ``logits_dtype`` asks for
 it. The same product makes them in the forward and in the backward pass: otherwise ``exp(z - lse)`` is unbounded at large
 logits.
+
+float16 ends at 6e-8, where dL/dz of a mean over n rows of v classes is of the size of 1 / (n v): what is rounded to it is
+multiplied by a power of two before, and divided by it in float32 after the product (:class:`Rounded`).
 """
 
 from typing import NamedTuple
@@ -37,6 +40,27 @@ class Layout(NamedTuple):
         return 1 - self.vocab_axis
 
 
+class Rounded(NamedTuple):
+    """The gradient of a piece's logits in the dtype of the products, times ``scale``, a power of two (None: 1)."""
+
+    dz: Float[Array, "... v"]
+    scale: Maybe = None
+
+    def undone(self, product: Array) -> Array:
+        """A product with ``dz``, without the scale."""
+        return product if self.scale is None else product / self.scale
+
+
+def rounded(dz: Float[Array, "... v"], dtype) -> Rounded:
+    """``dz`` made once, in the dtype of the products; in float16 the largest of it is between 2**14 and 2**15."""
+    if dtype != jnp.float16:
+        return Rounded(jax.lax.optimization_barrier(dz.astype(dtype)))
+    finite = jnp.where(jnp.isfinite(dz), jnp.abs(dz), 0)
+    _, exponent = jnp.frexp(jnp.max(finite))
+    scale = jnp.ldexp(jnp.ones((), dz.dtype), 15 - jnp.maximum(exponent, -100))
+    return Rounded(jax.lax.optimization_barrier((dz * scale).astype(dtype)), scale)
+
+
 def product_dtype(projection: Projection) -> jnp.dtype:
     """The dtype in which hidden, head and the gradient of the logits are multiplied: bfloat16 for 8 bits, which it holds
     exactly and in which no gradient of logits has a digit."""
@@ -56,22 +80,24 @@ def piece_logits(layout: Layout, projection: Projection) -> Float[Array, "... v"
     z = _product(hidden, head, (hidden.ndim - 1,), (layout.feature_axis,))
     if projection.bias is not None:
         z = z + jnp.broadcast_to(projection.bias.astype(z.dtype), z.shape)
+    if layout.logits_dtype == "float16":  # its numbers in float32, for the exponents of their gradient
+        return jax.lax.reduce_precision(z, exponent_bits=5, mantissa_bits=10)
     return z.astype(layout.logits_dtype)
 
 
-def hidden_gradient(layout: Layout, dz: Float[Array, "... v"], projection: Projection) -> Float[Array, "... d"]:
+def hidden_gradient(layout: Layout, dz: Rounded, projection: Projection) -> Float[Array, "... d"]:
     """``dz @ head^T``, as accumulated."""
     hidden, head = operands_of_product(projection)
-    return _product(dz.astype(head.dtype), head, (dz.ndim - 1,), (layout.vocab_axis,), explicit_sharding(hidden))
+    return dz.undone(_product(dz.dz, head, (dz.dz.ndim - 1,), (layout.vocab_axis,), explicit_sharding(hidden)))
 
 
 def head_gradient(
-    layout: Layout, dz: Float[Array, "... v"], features: Float[Array, "d ..."], head: Float[Array, "..."]
+    layout: Layout, dz: Rounded, features: Float[Array, "d ..."], head: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """``hidden^T @ dz`` in the layout of ``head``, as accumulated, from :func:`transposed` hidden states."""
-    rows = tuple(range(dz.ndim - 1))
+    rows = tuple(range(dz.dz.ndim - 1))
     upright = head if layout.vocab_axis == 1 else head.T
-    product = _product(features, dz.astype(features.dtype), tuple(range(1, dz.ndim)), rows, explicit_sharding(upright))
+    product = dz.undone(_product(features, dz.dz, tuple(range(1, features.ndim)), rows, explicit_sharding(upright)))
     if layout.vocab_axis == 1:
         return product
     return jax.lax.optimization_barrier(product).T  # else XLA swaps the operands, into a form its CPU backend refuses

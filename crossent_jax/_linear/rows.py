@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._dense.shards import jointly_varying, merge_shards
+from .._dense.shards import merge_shards
 from .._dense.vjp import without_dead_values
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, even_size
@@ -127,7 +127,7 @@ def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operand
     """The state of whole rows, joined over the shards of ``spec.axis_name``: of the batch's shape."""
     batch = projection.hidden.shape[:-1]
     plan, fused = _fused(spec, wanted, projection, operands, live)
-    state = linear_state(plan, jointly_varying(fused))
+    state = linear_state(plan, fused)
     state = jax.tree.map(lambda field: regrouped(field, field.ndim, batch, projection.hidden), state)
     return merge_shards(state, spec.axis_name, projection.head.shape[plan.layout.vocab_axis], operands.temperature)
 
@@ -141,9 +141,8 @@ def projection_sum(
     of_rows = jax.tree.map(lambda x: regrouped(x, batch_axes, rows, projection.hidden), of_rows)
     shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
     if plan.backend.dense_gradient is None:
-        state, classes = linear_state(plan, jointly_varying(fused)), _classes(plan, fused)
+        state, classes = linear_state(plan, fused), _classes(plan, fused)
         return losses(merge_shards(state, spec.axis_name, classes, shared.temperature), of_rows, shared)
-    fused = jointly_varying(fused)
     of_rows, shared = _varying_like(fused, (of_rows, shared), spec.axis_name)
     return fused_sum(plan, Loss(losses, spec.axis_name), fused, of_rows, shared)
 

@@ -21,7 +21,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._jax.differentiated import as_shapes, cotangents, filled, from_shapes, is_asked, is_primal, values_of, zeros
+from .._jax.differentiated import (
+    as_shapes,
+    cotangents,
+    filled,
+    from_shapes,
+    is_asked,
+    is_primal,
+    values_of,
+    written_dtype,
+    zeros,
+)
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, read, scan_rows, write_fresh
 from .._jax.versions import to_varying, typed_like, varying_axes
@@ -34,6 +44,7 @@ from .._linear.projection import (
     operands_of_product,
     piece_logits,
     product_dtype,
+    rounded,
     transposed,
 )
 from .._row.state import Maybe
@@ -65,7 +76,6 @@ class PairCall(NamedTuple):
 
 def linear_pair_losses(plan: PairPlan, call: PairCall) -> Array:
     """The weighted loss of each row."""
-    call = _alike(plan, call)
     if BACKENDS[plan.spec.backend].dense_gradient is None:
         return _plain(plan, call)
     return _losses(plan, call)
@@ -73,7 +83,6 @@ def linear_pair_losses(plan: PairPlan, call: PairCall) -> Array:
 
 def linear_pair_sum(plan: PairPlan, call: PairCall) -> Array:
     """The sum of the weighted losses of all rows."""
-    call = _alike(plan, call)
     if BACKENDS[plan.spec.backend].dense_gradient is None:
         return jnp.sum(_plain(plan, call))
     return _sum(plan, call)
@@ -124,9 +133,11 @@ def _pieces(plan: PairPlan, call: PairCall):
 
 
 def _plain(plan: PairPlan, call: PairCall) -> Array:
-    """In float32 from the start, so that JAX adds the gradients of chunks in it; recomputed chunk by chunk."""
+    """Sides in float32 from the start, so that JAX adds the gradients of chunks and devices in it; recomputed by chunks."""
     dtype = statistics_dtype(product_dtype(call.student))
     student, teacher = jax.tree.map(lambda x: x.astype(dtype), (call.student, call.teacher))
+    call = _alike(plan, call._replace(student=student, teacher=teacher))
+    student, teacher = call.student, call.teacher
     dead = _dead(call.rows, None)
     if dead is not None:
         student, teacher = (x and x._replace(hidden=_zeroed(dead, x.hidden)) for x in (student, teacher))
@@ -146,7 +157,7 @@ class OfSide(NamedTuple):
 
 class Gradients(NamedTuple):
     """Gradients so far; None: not needed. Of a projection hidden, head and bias, of the rows one for each array of theirs.
-    Heads and biases are added up in float32, the others written chunk by chunk in their own dtype."""
+    Heads and biases are added up in float32, the others written chunk by chunk (:func:`written_dtype`)."""
 
     student: OfSide
     teacher: OfSide
@@ -165,27 +176,30 @@ def _parts(call: PairCall) -> Gradients:
     return Gradients(sides[0], sides[1], tuple(jax.tree.leaves(call.rows)))
 
 
-def _no_gradient(needed: Gradients, call: PairCall) -> Gradients:
+def _no_gradient(needed: Gradients, call: PairCall, given: PairCall, scaled_later: bool) -> Gradients:
     wide = statistics_dtype(product_dtype(call.student))
 
-    def start(asked, part, dtype=None):
-        return zeros(part, dtype or part.dtype) if asked else None
+    def added(asked, part):
+        return zeros(part, wide) if asked else None
 
-    def of_side(asked, side):
-        return OfSide(
-            start(asked.hidden, side.hidden), start(asked.head, side.head, wide), start(asked.bias, side.bias, wide)
-        )
+    def written(asked, part, primal):
+        return zeros(part, written_dtype(part, primal, scaled_later)) if asked else None
 
-    parts = _parts(call)
+    def of_side(asked, side, primals):
+        hidden = written(asked.hidden, side.hidden, primals.hidden)
+        return OfSide(hidden, added(asked.head, side.head), added(asked.bias, side.bias))
+
+    parts, primals = _parts(call), _parts(given)
     return Gradients(
-        of_side(needed.student, parts.student),
-        of_side(needed.teacher, parts.teacher),
-        tuple(map(start, needed.rows, parts.rows)),
+        of_side(needed.student, parts.student, primals.student),
+        of_side(needed.teacher, parts.teacher, primals.teacher),
+        tuple(map(written, needed.rows, parts.rows, primals.rows)),
     )
 
 
-def _losses_and_gradients(plan: PairPlan, needed: Gradients, call: PairCall, g: Array | None) -> tuple[Array, Gradients]:
-    """``(losses, gradients)`` for the cotangents ``g`` of the losses, None: 1."""
+def _losses_and_gradients(plan: PairPlan, needed: Gradients, given: PairCall, g: Array | None) -> tuple[Array, Gradients]:
+    """``(losses, gradients)`` for the cotangents ``g`` of the losses, None: 1, to be scaled later."""
+    call = _alike(plan, given)
 
     def step(sums, start, size, fresh):
         here = _chunk_at(plan, call, start, size)
@@ -200,7 +214,7 @@ def _losses_and_gradients(plan: PairPlan, needed: Gradients, call: PairCall, g: 
         )
         return Gradients(student, teacher, of_rows), losses
 
-    sums, losses = scan_rows(_pieces(plan, call), step, _no_gradient(needed, call), plan.axis)
+    sums, losses = scan_rows(_pieces(plan, call), step, _no_gradient(needed, call, given, g is None), plan.axis)
     return losses, sums
 
 
@@ -239,13 +253,13 @@ def _add_products(plan: PairPlan, layout, here, dz, dead: Maybe, sums: OfSide, s
         return sums
     hidden, head = operands_of_product(here)
     hidden = hidden if dead is None else _zeroed(dead, hidden)
-    rounded = jax.lax.optimization_barrier(dz.astype(hidden.dtype))
+    of_logits = rounded(dz, hidden.dtype)
     to_hidden: Any = None
     if sums.hidden is not None:
-        to_hidden = write_fresh(sums.hidden, hidden_gradient(layout, rounded, here), start, plan.axis, fresh)
+        to_hidden = write_fresh(sums.hidden, hidden_gradient(layout, of_logits, here), start, plan.axis, fresh)
     return OfSide(
         to_hidden,
-        None if sums.head is None else sums.head + head_gradient(layout, rounded, transposed(hidden), head),
+        None if sums.head is None else sums.head + head_gradient(layout, of_logits, transposed(hidden), head),
         None if sums.bias is None else sums.bias + bias_gradient(dz),
     )
 
@@ -262,7 +276,7 @@ def _as_primals(gradients: Gradients, call: PairCall, scale: Maybe = None) -> Pa
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum(plan: PairPlan, call: PairCall) -> Array:
-    return jnp.sum(_forward_only(plan, call))
+    return jnp.sum(_forward_only(plan, _alike(plan, call)))
 
 
 def _sum_forward(plan: PairPlan, primals: PairCall):
@@ -284,12 +298,12 @@ _sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _losses(plan: PairPlan, call: PairCall) -> Array:
-    return _forward_only(plan, call)
+    return _forward_only(plan, _alike(plan, call))
 
 
 def _losses_forward(plan: PairPlan, primals: PairCall):
     call = values_of(primals)
-    return _forward_only(plan, call), (call, as_shapes(_needed(primals)))
+    return _forward_only(plan, _alike(plan, call)), (call, as_shapes(_needed(primals)))
 
 
 def _losses_backward(plan: PairPlan, residuals, g: Array):
