@@ -152,7 +152,7 @@ def _check_values(queries: Array, keys: Array, where, temperature, bias) -> None
 
 def _rows(batch: Batch, chunk_rows) -> int:
     (n, d), m = batch.queries.shape, batch.keys.shape[0]
-    return checks.chunk_rows(chunk_rows) or even_size(max(1, n), default_rows(max(1, n), d, m))
+    return checks.chunk_rows(chunk_rows) or even_size(n, default_rows(n, d, m))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -228,10 +228,26 @@ def _mean_of(counted: Array, axis_name: str | None, share: float, dtype) -> Arra
 
 def _matches(ids: Array, others: Array, valid, others_valid) -> Array:
     """How many of the others that count have each id; 0 for what does not count itself."""
-    order = jnp.argsort(others)
-    ordered = others[order]
-    counted = jnp.ones(others.shape, jnp.int32) if others_valid is None else others_valid[order].astype(jnp.int32)
-    before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counted)])
-    last, first = (jnp.searchsorted(ordered, ids, side=side) for side in ("right", "left"))
-    found = before[last] - before[first]
+    counted = jnp.ones(others.shape, jnp.int32) if others_valid is None else others_valid.astype(jnp.int32)
+    found = _counted_up_to(ids, others, counted) - _counted_below(ids, others, counted)
     return found if valid is None else jnp.where(valid, found, 0)
+
+
+def _counted_up_to(ids: Array, others: Array, counted: Array) -> Array:
+    """How many of the others that count are at most each id."""
+    nothing = jnp.zeros(ids.shape, jnp.int32)
+    return _sums_in_order((others, ids), (counted, nothing))[others.shape[0] :]
+
+
+def _counted_below(ids: Array, others: Array, counted: Array) -> Array:
+    """How many of the others that count are below each id."""
+    nothing = jnp.zeros(ids.shape, jnp.int32)
+    return _sums_in_order((ids, others), (nothing, counted))[: ids.shape[0]]
+
+
+def _sums_in_order(values: tuple[Array, Array], weights: tuple[Array, Array]) -> Array:
+    """For each value, the weights up to it in ascending order, where equal ones keep their places. (``jnp.searchsorted`` of
+    jax 0.10 and later takes no symbolic length, which ``jax.export`` may have.)"""
+    order = jnp.argsort(jnp.concatenate(values), stable=True)
+    sums = jnp.cumsum(jnp.concatenate(weights)[order])
+    return jnp.zeros_like(sums).at[order].set(sums)

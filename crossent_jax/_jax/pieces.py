@@ -1,36 +1,51 @@
 """An axis cut into pieces, so that nothing is padded: what does not fill a piece is a shorter one (classes), or the last
-piece overlaps its neighbour (rows)."""
+piece overlaps its neighbour (rows).
+
+A length may be a symbol (``jax.export`` of any number of rows), which compares with no number: such an axis has pieces of at
+most the size asked for, and the last one, of which at least one element is new, overlaps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 
-class Pieces(NamedTuple):
-    """``count`` pieces of ``size`` and one of ``rest`` (0: none)."""
+def is_known(length: Any) -> bool:
+    """Whether a length is a number, and no symbol."""
+    return isinstance(length, int)
 
-    size: int
-    count: int
-    rest: int
+
+class Pieces(NamedTuple):
+    """``count`` pieces of ``size`` and one of ``rest`` (0: none). Integers or symbols."""
+
+    size: Any
+    count: Any
+    rest: Any
 
     @property
-    def all(self) -> int:
+    def all(self) -> Any:
         """How many pieces there are."""
-        return self.count + (self.rest > 0)
+        return self.count + (self.rest > 0 if is_known(self.rest) else 1)
 
 
-def cut(length: int, size: int) -> Pieces:
+def cut(length: Any, size: int) -> Pieces:
     """An axis of ``length`` in pieces of ``size``, or one piece where it is not longer than that."""
+    if not is_known(length):
+        most = jax.core.min_dim(length, size)
+        count = (length - 1) // most
+        return Pieces(most, count, length - count * most)
     if length <= size:
         return Pieces(length, 1, 0)
     return Pieces(size, length // size, length % size)
 
 
-def even_size(length: int, size: int) -> int:
+def even_size(length: Any, size: int) -> int:
     """A size near, and at most, ``size`` that leaves no rest or a long one, so that no piece is a sliver: the largest
     divisor of ``length`` above ``size / 2``, or else the size of pieces as equal as can be."""
+    if not is_known(length):
+        return size
     size = max(1, min(size, length))
     for candidate in range(size, size // 2, -1):
         if length % candidate == 0:
@@ -62,7 +77,7 @@ def scan_rows(pieces: Pieces, step: Callable, carry: Any, axis: int) -> tuple[An
         return step(carry, 0, size, None)
 
     def body(carry, index):
-        if not rest:
+        if is_known(rest) and not rest:
             return step(carry, index * size, size, None)
         start = jnp.minimum(index * size, (count - 1) * size + rest)
         return step(carry, start, size, start + jnp.arange(size) >= index * size)
@@ -71,9 +86,9 @@ def scan_rows(pieces: Pieces, step: Callable, carry: Any, axis: int) -> tuple[An
     return carry, jax.tree.map(lambda x: _joined(x, axis, rest), stacked)
 
 
-def _joined(stacked: jax.Array, axis: int, rest: int) -> jax.Array:
+def _joined(stacked: jax.Array, axis: int, rest: Any) -> jax.Array:
     """Pieces stacked along a new first axis as one array; of the last, the ``rest`` at its end (0: all of it)."""
-    if rest:
+    if not is_known(rest) or rest:
         last = jax.lax.slice_in_dim(stacked[-1], stacked.shape[axis + 1] - rest, None, axis=axis)
         return jnp.concatenate([_joined(stacked[:-1], axis, 0), last], axis)
     count, *shape = stacked.shape

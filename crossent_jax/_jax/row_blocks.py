@@ -15,7 +15,8 @@ formula (jax 0.10.2, two cores of a Xeon with AMX); MiB are those of one float32
 
 The KL divergence holds two arrays beside its gradient, the others five.
 
-Not with several devices: the compiler may have split the rows over them, which types do not show, and would gather them.
+Not with several devices: the compiler may have split the rows over them, which types do not show, and would gather them. Nor
+where the number of rows is a symbol, of which nobody knows whether it is large.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .pieces import read, write
+from .pieces import is_known, read, write
 from .versions import explicit_sharding, varying_axes
 
 BLOCK_BYTES = 2**20  # of the float32 logits of a block
@@ -34,7 +35,7 @@ WHOLE_BYTES = 24 * 2**20  # of all arrays that are held where rows go through at
 def in_blocks(logits: jax.Array, held: int) -> bool:
     """Whether the rows of ``logits``, whose classes are last, go through in more than one block. ``held``: how many float32
     arrays of their size would be held otherwise, beside the converted ones of 16-bit logits."""
-    if explicit_sharding(logits) is not None or varying_axes(logits) or several_devices():
+    if explicit_sharding(logits) is not None or varying_axes(logits) or several_devices() or not is_known(logits.size):
         return False
     held += 2 if logits.dtype.itemsize == 2 else 0
     return 4 * held * logits.size > WHOLE_BYTES and logits.size > logits.shape[-1]

@@ -39,7 +39,7 @@ def mesh_axes(x, axis: int) -> tuple[Any, tuple[str, ...]]:
     return (None, ()) if sharding is None else (sharding.mesh, tuple(jax.tree.leaves(sharding.spec[axis % x.ndim])))
 
 
-def regrouped(x, axes: int, shape: tuple[int, ...], like):
+def regrouped(x, axes: int, shape: tuple[Any, ...], like):
     """``x`` with its first ``axes`` axes reshaped. If the type of ``like`` says that its first axis is split, so is the
     first one here, before and after."""
     sharding = explicit_sharding(like)

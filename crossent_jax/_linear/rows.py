@@ -21,7 +21,7 @@ from jaxtyping import Array
 from .._dense.shards import merge_shards
 from .._dense.vjp import without_dead_values
 from .._jax.dtypes import statistics_dtype
-from .._jax.pieces import cut, even_size
+from .._jax.pieces import cut, even_size, is_known
 from .._jax.versions import devices_along, joint_axes, regrouped, varying_over
 from .._row.block import Operands, Wanted, is_soft
 from .._row.losses import Shared
@@ -41,14 +41,15 @@ MOST_CLASSES = 2**14
 
 
 class Cut(NamedTuple):
-    """Rows as (outer, inner), or (inner,) where ``outer`` is 1, and how many of ``inner`` make a chunk."""
+    """Rows as (outer, inner), or (inner,) where ``outer`` is 1, and how many of ``inner`` make a chunk; ``inner`` may be a
+    symbol."""
 
     outer: int
-    inner: int
+    inner: Any
     chunk: int
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[Any, ...]:
         """Of the rows."""
         return (self.inner,) if self.outer == 1 else (self.outer, self.inner)
 
@@ -58,23 +59,26 @@ class Cut(NamedTuple):
         return self.outer * self.chunk
 
     @property
-    def chunks(self) -> int:
+    def chunks(self) -> Any:
         """How many there are."""
         return cut(self.inner, self.chunk).all
 
 
-def default_rows(rows: int, features: int, classes: int) -> int:
-    """Rows in a chunk by default; the module docstring has the budget."""
-    return max(1, min(max(features // 2, LEAST_ROWS, LEAST_LOGITS // max(1, classes)), rows // 2))
+def default_rows(rows: Any, features: int, classes: Any) -> int:
+    """Rows in a chunk by default; the module docstring has the budget. Of a symbolic number of rows at most so many."""
+    most = max(features // 2, LEAST_ROWS, LEAST_LOGITS // max(1, classes) if is_known(classes) else 0)
+    return max(1, min(most, rows // 2)) if is_known(rows) else most
 
 
-def cut_rows(batch: tuple[int, ...], features: int, classes: int, chunk_rows: int | None, devices: int = 1) -> Cut:
+def cut_rows(batch: tuple[Any, ...], features: int, classes: int, chunk_rows: int | None, devices: int = 1) -> Cut:
     """How the rows of a batch are cut, whose first axis is split over so many devices."""
     total, inner = math.prod(batch), batch[-1] if batch else 1
     outer = math.prod(batch[:-1])
     if devices > 1:
         outer, inner = devices, total // devices
     most = chunk_rows or default_rows(total, features, classes)
+    if not is_known(total):
+        return Cut(1, total, most)
     if outer > most and devices == 1:
         outer, inner = 1, total
     size = max(1, most // max(1, outer))
@@ -115,7 +119,7 @@ def describe(backend: Backend, linear: LinearSpec, projection: Projection, reduc
     *batch, features = projection.hidden.shape
     classes, devices = projection.head.shape[linear.vocab_axis], devices_of_rows(projection.hidden)
     rows = cut_rows(tuple(batch), features, classes, linear.chunk_rows, devices)
-    chunks = f"{rows.chunks} chunk{'s' if rows.chunks > 1 else ''} of at most {rows.rows} rows"
+    chunks = f"{rows.chunks} chunk{'' if rows.chunks == 1 else 's'} of at most {rows.rows} rows"
     if backend.dense_gradient is None:
         return f"chunks recomputed by JAX, any transform, {chunks}"
     if reduction == "none":

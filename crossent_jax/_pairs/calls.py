@@ -118,7 +118,7 @@ def _by_platform(function: Callable, class_mask: Any, rows: Any, logits: Array, 
     return jax.lax.platform_dependent(class_mask, rows, cpu=by_blocks, default=function)
 
 
-def _blocks(function: Callable, shape: tuple[int, ...], class_mask: Any, rows: Any) -> Any:
+def _blocks(function: Callable, shape: tuple[Any, ...], class_mask: Any, rows: Any) -> Any:
     *batch, classes = shape
     shared = class_mask is None or class_mask.ndim == 1
     each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), (None if shared else class_mask, rows))

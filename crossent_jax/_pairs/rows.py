@@ -69,7 +69,7 @@ pair_loss_jitted = partial(jax.jit, static_argnums=(0, 1, 4))(pair_loss)
 linear_pair_loss_jitted = partial(jax.jit, static_argnums=(0, 1, 2, 3, 7))(linear_pair_loss)
 
 
-def _spread(rows: PairRows, batch: tuple[int, ...], dtype) -> PairRows:
+def _spread(rows: PairRows, batch: tuple[Any, ...], dtype) -> PairRows:
     """Scalar options as numbers of each row, whose derivatives JAX adds up."""
 
     def each(value: Any, shape) -> Array | None:
@@ -84,6 +84,6 @@ def _spread(rows: PairRows, batch: tuple[int, ...], dtype) -> PairRows:
     )
 
 
-def _reduced(losses: Array, rows: PairRows, reduction: str, batch: tuple[int, ...], dtype):
+def _reduced(losses: Array, rows: PairRows, reduction: str, batch: tuple[Any, ...], dtype):
     counted = counted_weights(rows.valid, rows.row_weights, None, jnp.ones(batch, dtype))
     return reduce_rows(losses, counted, reduction)

@@ -6,6 +6,7 @@ class axis that the type says is sharded is compared too: a gather over it has n
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def local_index(index: Int[Array, "..."], start: Array | int, num_classes: int) 
     return jnp.where(index < 0, NOT_HERE, class_index(index - start, num_classes))
 
 
-def is_label(index: Int[Array, "..."], shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
+def is_label(index: Int[Array, "..."], shape: tuple[Any, ...], axis: int) -> Bool[Array, "..."]:
     """The one-hot of the labels along ``axis``, as a comparison that every compiler fuses."""
     classes = jax.lax.broadcasted_iota(jnp.int32, shape, axis % len(shape))
     return classes == jnp.expand_dims(index, axis)

@@ -20,6 +20,7 @@ from functools import partial
 
 import jax
 
+from .._jax.pieces import is_known
 from .._jax.row_blocks import BLOCK_BYTES, over_blocks, several_devices
 from .._row.block import Operands, Wanted, block_gradient, block_state
 from .._row.state import State
@@ -37,7 +38,9 @@ def _state(wanted: Wanted, operands: Operands) -> State:
 
 def _spills(wanted: Wanted, operands: Operands) -> bool:
     logits = operands.logits
-    if wanted.axis != -1 or logits.shape[-1] <= LONGEST_ROW or 4 * logits.size <= BLOCK_BYTES:
+    if wanted.axis != -1 or not is_known(logits.size):
+        return False
+    if logits.shape[-1] <= LONGEST_ROW or 4 * logits.size <= BLOCK_BYTES:
         return False
     becomes_gradient = wanted.gradient_follows and logits.dtype.itemsize > 2
     return not becomes_gradient and not several_devices()
