@@ -62,8 +62,10 @@ def enabled() -> bool:
 
 
 def require(name: str, value: Array, accepted: Bool[Array, "..."], expectation: str) -> None:
-    """Demand ``accepted`` everywhere (same shape as ``value``)."""
+    """Demand ``accepted`` everywhere (same shape as ``value``). Traced values are looked at where guards are enabled."""
     bad = ~accepted
+    if not (is_concrete(bad) or enabled()):
+        return
     first = jnp.argmax(bad.reshape(-1)) if bad.size else 0
     offender = value.reshape(-1)[first] if bad.size else jnp.zeros((), value.dtype)
     report = partial(_describe, name, tuple(value.shape), expectation)

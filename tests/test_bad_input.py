@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import crossent_jax
-from crossent_jax import binary_cross_entropy, cross_entropy, row_stats, soft_cross_entropy, token_log_probs
+from crossent_jax import binary_cross_entropy, cross_entropy, kl, row_stats, soft_cross_entropy, token_log_probs
 
 LOGITS = np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7)
 LABELS = np.arange(5, dtype=np.int32)
@@ -138,6 +138,39 @@ REFUSED = {
         {"pos_weight": -1.0},
     ),
     "alpha above 1": (ValueError, "focal_alpha at most 1", binary_cross_entropy, (LOGITS, TARGETS), {"focal_alpha": 2.0}),
+    "no such mesh axis": (
+        ValueError,
+        "axis_name 'm' shard_map",
+        cross_entropy,
+        (LOGITS, LABELS),
+        {"axis_name": "model"},
+    ),
+    "strings": (TypeError, "logits numbers <U1", cross_entropy, (np.full((2, 3), "a"), LABELS), {}),
+    "times": (TypeError, "labels numbers datetime64", cross_entropy, (LOGITS, np.zeros(4, "datetime64[D]")), {}),
+    "lists of two lengths": (ValueError, "logits rectangular", cross_entropy, ([[1.0, 2.0], [1.0]], LABELS), {}),
+    "a dict": (TypeError, "logits numbers dict", cross_entropy, ({"logits": LOGITS}, LABELS), {}),
+    "a shape": (TypeError, "logits explain", cross_entropy, (jax.ShapeDtypeStruct((4, 7), np.float32), LABELS), {}),
+    "a list of backends": (
+        ValueError,
+        "implementation ['xla']",
+        cross_entropy,
+        (LOGITS, LABELS),
+        {"implementation": ["xla"]},
+    ),
+    "logits for logarithms": (
+        ValueError,
+        "log_p kl_divergence log_softmax",
+        crossent_jax.kl,
+        (),
+        {"log_p": LOGITS, "q": TARGETS},
+    ),
+    "probabilities for logarithms": (
+        ValueError,
+        "log_q probabilities q=",
+        crossent_jax.kl,
+        (),
+        {"p": TARGETS, "log_q": TARGETS},
+    ),
     "binary integer logits": (TypeError, "logits floating", binary_cross_entropy, (LABELS, LABELS), {}),
 }
 
@@ -155,6 +188,34 @@ def test_refused_with_the_argument_the_expectation_and_what_came(case, chex_asse
         chex.enable_asserts()
     for word in words.split(" "):
         assert word in str(raised.value)
+
+
+FORWARD = {
+    "cross_entropy": lambda z: cross_entropy(z, LABELS),
+    "kl_divergence": lambda z: crossent_jax.kl_divergence(z, LOGITS),
+    "linear_cross_entropy": lambda z: crossent_jax.linear_cross_entropy(z, TARGETS.T, LABELS),
+    "info_nce": lambda z: crossent_jax.info_nce(z, LOGITS, temperature=1.0),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode_says_what_to_do(name):
+    """A note on JAX's own error: which option has it, or that none has."""
+    with pytest.raises(TypeError) as raised:
+        jax.jvp(FORWARD[name], (jnp.asarray(LOGITS),), (jnp.asarray(LOGITS),))
+    demand = "have no forward mode" if name == "info_nce" else 'needs implementation="reference"'
+    assert any(demand in note for note in raised.value.__notes__)
+
+
+def test_the_gradient_of_a_loss_sum_says_total():
+    with pytest.raises(TypeError, match=r"differentiate \.total"):
+        jax.grad(lambda z: cross_entropy(z, LABELS, reduction="loss_sum"))(LOGITS)
+
+
+def test_values_known_in_a_traced_call_are_not_watched():
+    """Constants of a jitted function are traced as everything in it: no callback unless guards are on."""
+    text = str(jax.make_jaxpr(lambda: kl(log_p=jnp.log(TARGETS), log_q=np.log(TARGETS)))())
+    assert "callback" not in text
 
 
 @pytest.mark.parametrize("function", [cross_entropy, token_log_probs, row_stats])

@@ -130,6 +130,25 @@ def test_where_pytorch_raises(case):
         getattr(F, case["function"])(**given, **case["options"])
 
 
+Z, Y = np.zeros((4, 7), np.float32), np.zeros(4, np.int32)
+REFUSED = {
+    "target must have input's shape without the class axis": lambda: F.cross_entropy(Z, np.zeros(5, np.int32)),
+    "target must have input's shape, for probabilities": lambda: F.cross_entropy(Z, Z[:, :6]),
+    "weight must have one entry per class": lambda: F.cross_entropy(Z, Y, weight=Z[0, :3]),
+    "ignore_index must be a Python integer": lambda: F.cross_entropy(Z, Y, ignore_index="x"),
+    "input must have a class axis": lambda: F.cross_entropy(np.float32(0), Y),
+    "input and target must broadcast": lambda: F.kl_div(Z, Z[:, :6]),
+    "target must have input's shape": lambda: F.binary_cross_entropy_with_logits(Z, Y),
+    "pos_weight must broadcast to input's shape": lambda: F.binary_cross_entropy_with_logits(Z, Z, pos_weight=Z[0, :3]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_errors_name_pytorchs_arguments(message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        REFUSED[message]()
+
+
 # Each row of the module's table of differences
 
 

@@ -77,6 +77,9 @@ LINEAR = [
     ({"teacher_top_k": (TOP[0][:2], TOP[1])}, ValueError, "the indices of teacher_top_k must have the batch shape"),
     ({"teacher_top_k": (TOP[0], TOP[1][:, :1])}, ValueError, "the log_probs of teacher_top_k must have the shape"),
     ({"teacher_top_k": TOP, "top_k_tail": "drop"}, ValueError, "top_k_tail must be one of 'bucket', 'renormalize'"),
+    ({"teacher_logits": W, "top_k_tail": "renormalize"}, ValueError, "top_k_tail belongs to teacher_top_k"),
+    ({"teacher_top_k": TOP[::-1]}, TypeError, "the order of jax.lax.top_k. Swap the two"),
+    ({"teacher_top_k": (TOP[0], 1 + 0 * TOP[1])}, ValueError, "log-probabilities of at most 1 in all: logits go through"),
     ({"teacher_logits": W, "chunk_rows": 0}, ValueError, "chunk_rows must be at least 1"),
 ]
 

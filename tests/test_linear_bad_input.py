@@ -209,6 +209,20 @@ REFUSED = {
         {},
     ),
     "loss_fn of nothing": (TypeError, "loss_fn one floating scalar nothing", linear_loss, (lambda stats: None, *HARD), {}),
+    "an array as head_vocab_axis": (
+        TypeError,
+        "head_vocab_axis static integer",
+        linear_cross_entropy,
+        HARD,
+        {"head_vocab_axis": np.array(1)},
+    ),
+    "head_vocab_axis of a float": (
+        TypeError,
+        "head_vocab_axis static 1.0",
+        linear_cross_entropy,
+        HARD,
+        {"head_vocab_axis": 1.0},
+    ),
     "typo": (TypeError, "chunk_row", linear_cross_entropy, HARD, {"chunk_row": 3}),
     "class weights of a row loss": (TypeError, "class_weights", linear_loss, (nll, *HARD), {"class_weights": TARGETS[0]}),
 }

@@ -14,8 +14,10 @@ from .._jax.versions import joint_axes, mesh_axes, on_axis, varying_over
 from .._linear.batch_matrix import Batch, BatchSpec, Weights, batch_loss, dtype_of, gathered
 from .._linear.rows import default_rows
 from . import checks
+from .forward_mode import NO_WAY_OUT, forward_mode_hint
 
 
+@forward_mode_hint(NO_WAY_OUT)
 def info_nce(
     queries: ArrayLike,
     keys: ArrayLike,
@@ -80,6 +82,7 @@ def info_nce(
     return _loss(spec, query_ids is not None, batch)
 
 
+@forward_mode_hint(NO_WAY_OUT)
 def sigmoid_contrastive(
     queries: ArrayLike,
     keys: ArrayLike,

@@ -39,7 +39,7 @@ def select(
     problem: Problem, implementation: str | None, scheme: Callable[[Backend], str | None] = lambda backend: None
 ) -> Backend:
     """The backend named, or the first of the table that supports the problem. ``scheme`` says how it will run."""
-    if implementation is not None and implementation not in BACKENDS:
+    if implementation is not None and not (isinstance(implementation, str) and implementation in BACKENDS):
         names = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"implementation must be None (automatic) or one of {names}; got {implementation!r}.")
     refusals = {name: backend.supports(problem) for name, backend in BACKENDS.items()}

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .. import guards
+from .._jax.versions import is_concrete
 from .._pairs import integrands
 from .._row.reduce import counted_weights, keep, reduce_rows
 from . import checks
@@ -43,7 +44,8 @@ def kl(
         works.
 
     Raises:
-        TypeError, ValueError: for none or both forms of a distribution, wrong dtypes, and shapes that differ.
+        TypeError, ValueError: for none or both forms of a distribution, wrong dtypes, and shapes that differ; where values
+            are known, or under ``guards.values()``, for logarithms above 0.
 
     Example:
         >>> import jax.numpy as jnp, crossent_jax
@@ -60,6 +62,9 @@ def kl(
     rows = checks.batch_shape(p_value, axis)
     valid = checks.where(where, rows, p_value.shape)
     reduction = checks.reduction(reduction)
+    for name, value in ((p_name, p_value), (q_name, q_value)):
+        if name.startswith("log_") and (guards.enabled() or is_concrete(value)):
+            _require_logarithms(name, value, valid, axis)
     if guards.enabled():
         for name, value in ((p_name, p_value), (q_name, q_value)):
             value = jnp.exp(value) if name.startswith("log_") else value
@@ -67,6 +72,18 @@ def kl(
     if valid is not None:
         p_value, q_value = (jnp.where(jnp.expand_dims(valid, axis), x, 0) for x in (p_value, q_value))
     return _kl_of_arrays(reduction, axis, p_name == "log_p", q_name == "log_q", p_value, q_value, valid)
+
+
+def _require_logarithms(name: str, value: Array, valid, axis: int) -> None:
+    """Above 0 there are no logarithms of probabilities; a sum that was rounded may be a little above."""
+    possible = ~(value > max(1e-3, 8 * float(jnp.finfo(value.dtype).eps)))
+    guards.require(
+        name,
+        value,
+        possible if valid is None else possible | ~jnp.expand_dims(valid, axis),
+        "a logarithm of a probability, at most 0: logits belong in kl_divergence, or through jax.nn.log_softmax; "
+        f"probabilities in {name.removeprefix('log_')}=",
+    )
 
 
 def _one_form(name: str, value, log_value):

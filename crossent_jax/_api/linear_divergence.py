@@ -21,7 +21,7 @@ def linear_divergence(hidden: ArrayLike, head: ArrayLike, **options: Unpack[Line
       of features; its logits are never held either;
     - ``teacher_top_k = (indices, log_probs)``, each ``(..., k)``: an offline teacher that was stored for its likeliest
       classes. The student is compared with it in k + 1 outcomes, the classes listed and all others together. Their share of
-      the teacher is what is left of 1 (``top_k_tail="bucket"``), or nothing, the listed ones renormalised
+      the teacher is what is left of 1 (``top_k_tail="bucket"``, the default), or nothing, the listed ones renormalised
       (``"renormalize"``). The log-probabilities are the teacher's at the temperature of the comparison: ``temperature``
       divides the student's logits alone.
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
+from .forward_mode import WAY_OUT, forward_mode_hint
+
 Scalar = float | Array
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,7 +121,7 @@ class TeacherOf(TypedDict, total=False):
     teacher_bias: Annotated[ArrayLike | None, None]
     teacher_head_vocab_axis: Annotated[int | None, None]
     teacher_top_k: Annotated[tuple[ArrayLike, ArrayLike] | None, None]
-    top_k_tail: Annotated[str, "bucket"]
+    top_k_tail: Annotated[str | None, None]
 
 
 # --- what each function takes ----------------------------------------------------------------------
@@ -173,7 +175,8 @@ class LinearDivergence(TeacherOf, Head, Kind, Beta, Teacher, Where, Ignore, Logi
 
 
 def takes(options: type) -> Callable[[F], F]:
-    """A decorator: the signature names every option, with its default, in the place of ``**options``."""
+    """A decorator: the signature names every option, with its default, in the place of ``**options``; JAX's refusal of
+    forward mode names the option that has it."""
 
     def parameter(name: str, annotation: Any) -> inspect.Parameter:
         kind, default = get_args(annotation)
@@ -185,6 +188,7 @@ def takes(options: type) -> Callable[[F], F]:
         signature = inspect.signature(function)
         given = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         named = [parameter(name, annotation) for name, annotation in hints.items()]
+        function = forward_mode_hint(WAY_OUT)(function)
         setattr(function, "__signature__", signature.replace(parameters=[*given, *named]))  # noqa: B010
         return function
 

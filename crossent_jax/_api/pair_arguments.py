@@ -10,6 +10,7 @@ from jaxtyping import Array
 from .. import guards
 from .._dense.shards import total_classes
 from .._jax.dtypes import statistics_dtype
+from .._jax.versions import is_concrete
 from .._linear.projection import Projection
 from .._linear.rows import describe
 from .._linear.spec import LinearSpec
@@ -82,7 +83,9 @@ def linear_divergence_of(
     z = jax.ShapeDtypeStruct((*student.hidden.shape[:-1], classes), student.hidden.dtype)
     _one_teacher(teacher_logits, teacher_hidden, teacher_head, teacher_top_k, teacher_bias)
     stopped = checks.flag("stop_teacher_gradient", given.pop("stop_teacher_gradient"))
-    checks.one_of("top_k_tail", top_k_tail, TAILS)
+    if top_k_tail is not None and teacher_top_k is None:
+        raise ValueError(f"top_k_tail belongs to teacher_top_k, which is not given; got {top_k_tail!r}. Leave it out.")
+    tail = TAILS[0] if top_k_tail is None else checks.one_of("top_k_tail", top_k_tail, TAILS)
     arrays = (
         f"{student.hidden.dtype}{list(student.hidden.shape)} hidden, {student.head.dtype}{list(student.head.shape)} head"
     )
@@ -90,7 +93,7 @@ def linear_divergence_of(
     spec, rows, shareable = _checked(
         function, arrays, z, scheme=lambda backend: describe(backend, linear, student, reduction), **given
     )
-    spec = spec._replace(tail=top_k_tail)
+    spec = spec._replace(tail=tail)
     side: Any = None
     teacher: Any = None
     if teacher_logits is not None:
@@ -273,10 +276,14 @@ def _top_k(given, shape, classes: int, valid) -> TopK:
             "the indices of teacher_top_k", indices, (known >= 0) | ignored[..., None], f"a class id in [0, {classes})"
         )
         guards.require("a row of teacher_top_k", twice, ~twice | ignored, "every class at most once")
+    if guards.enabled() or is_concrete(log_probs):
         mass = jnp.sum(jnp.exp(log_probs.astype(jnp.float32)), -1)
-        slack = max(1e-5, 8 * float(jnp.finfo(log_probs.dtype).eps))
+        possible = ~(mass > 1 + max(1e-3, 8 * float(jnp.finfo(log_probs.dtype).eps)))
         guards.require(
-            "the mass of teacher_top_k", mass, (mass <= 1 + slack) | ignored, "log-probabilities of at most 1 in all"
+            "the mass of teacher_top_k",
+            mass,
+            possible if valid is None else possible | ~valid,
+            "log-probabilities of at most 1 in all: logits go through jax.nn.log_softmax, probabilities through jnp.log",
         )
     return TopK(jnp.where(twice[..., None], NOT_HERE, known), log_probs)
 

@@ -68,6 +68,15 @@ def lookup(vector, index):
     return vector[index] if sharding is None else vector.at[index].get(out_sharding=sharding)
 
 
+def is_bound(axis_name: str) -> bool:
+    """Whether there is a mesh axis, or an axis of ``jax.vmap``, of that name where this is called."""
+    try:
+        jax.lax.axis_size(axis_name)
+    except NameError:
+        return False
+    return True
+
+
 def to_varying(x, axes: frozenset[str]):
     """``x`` typed as varying over ``axes`` as well."""
     missing = tuple(sorted(axes - varying_axes(x)))

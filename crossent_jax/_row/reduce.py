@@ -54,6 +54,10 @@ class LossSum(NamedTuple):
 
     __rmul__ = __mul__
 
+    def __str__(self) -> str:
+        """With what each number is for, since JAX's refusal to differentiate a LossSum quotes it."""
+        return f"LossSum(total={self.total}, weight={self.weight}): differentiate .total, report .mean()"
+
     def psum(self, axis_name) -> "LossSum":
         """The sum over a mesh axis (inside ``jax.shard_map`` or ``jax.vmap(axis_name=...)``)."""
         return LossSum(jax.lax.psum(self.total, axis_name), jax.lax.psum(self.weight, axis_name))

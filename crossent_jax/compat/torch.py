@@ -84,13 +84,20 @@ def cross_entropy(
     """
     _check_reduction(reduction, ("none", "mean", "sum"))
     input, target = checks.floating("input", input), checks.array("target", target)
+    if input.ndim == 0:
+        raise ValueError("input must have a class axis; got a scalar. Pass (C,), (N, C) or (N, C, d1, ..., dK).")
     axis = 1 if input.ndim > 1 else 0
+    weight = checks.class_weights(weight, input.shape[axis], "weight")
+    ignore_index = _static_integer("ignore_index", ignore_index)
     options = dict(axis=axis, class_weights=weight, label_smoothing=label_smoothing, implementation=implementation)
     if jnp.issubdtype(target.dtype, jnp.floating):
         if ignore_index >= 0:
             raise ValueError(f"ignore_index is for class ids, and target holds probabilities; got {ignore_index}.")
+        checks.same_shape("target", target, input.shape, "input's shape, for probabilities,", "Class ids are integers.")
         loss, valid = partial(soft_cross_entropy, **options), None
     else:
+        ids = tuple(n for i, n in enumerate(input.shape) if i != axis)
+        checks.same_shape("target", target, ids, "input's shape without the class axis,", "Probabilities are floating.")
         loss = partial(index_cross_entropy, ignore_index=ignore_index, **options)
         valid = valid_rows(target, None, ignore_index)
     extra = keep(valid, _smoothing_of_masked(input, weight, label_smoothing, axis))
@@ -128,7 +135,7 @@ def kl_div(input: ArrayLike, target: ArrayLike, *, reduction: str = "mean", log_
     _check_reduction(reduction, ("none", "mean", "sum", "batchmean"))
     input, target = checks.floating("input", input), checks.floating("target", target)
     pair_of = integrands.from_logs if log_target else integrands.from_probabilities
-    elements = integrands.kl(pair_of(*jnp.broadcast_arrays(input, target)))
+    elements = integrands.kl(pair_of(*_broadcast(input, target)))
     if reduction == "batchmean":
         return jnp.sum(elements) / (input.shape[0] if input.ndim else 1)
     return _reduce(elements, reduction)
@@ -168,7 +175,7 @@ def binary_cross_entropy_with_logits(
     """
     _check_reduction(reduction, ("none", "mean", "sum"))
     input = checks.floating("input", input)
-    target = checks.binary_labels(target, input)
+    target = checks.same_shape("target", checks.array("target", target), input.shape, "input's shape")
     loss = partial(binary_cross_entropy, reduction="none")
     if pos_weight is None:
         elements = loss(input, target)
@@ -189,8 +196,25 @@ def _reduce(elements: Array, reduction: str) -> Array:
     return {"none": lambda x: x, "sum": jnp.sum, "mean": jnp.mean}[reduction](elements)
 
 
+def _static_integer(name: str, value) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a Python integer; got {value!r}.")
+    return int(value)
+
+
+def _broadcast(input: Array, target: Array) -> list[Array]:
+    try:
+        return jnp.broadcast_arrays(input, target)
+    except ValueError:
+        raise ValueError(f"input and target must broadcast; got shapes {input.shape} and {target.shape}.") from None
+
+
 def _to_shape(name: str, value, shape: tuple[int, ...]) -> Array:
-    return jnp.broadcast_to(checks.floating(name, value), shape)
+    value = checks.floating(name, value)
+    try:
+        return jnp.broadcast_to(value, shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to input's shape {shape}; got {value.shape}.") from None
 
 
 def _smoothing_of_masked(input: Array, weight, label_smoothing, axis: int) -> Array:

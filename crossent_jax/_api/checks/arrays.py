@@ -8,6 +8,7 @@ import jax.dtypes
 import jax.numpy as jnp
 import numpy as np
 
+from ..._jax.versions import is_bound
 from ..._row.reduce import REDUCTIONS
 
 SCALES_AND_PACKED = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu")
@@ -19,10 +20,24 @@ def array(name: str, value) -> jax.Array:
         return value
     if value is None or isinstance(value, str):
         raise TypeError(f"{name} must be an array; got {value!r}.")
-    value = np.asarray(value)
-    if value.dtype == object:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"{name} must be an array; got a shape without values, {value}. Shapes are for crossent_jax.explain."
+        )
+    return jnp.asarray(_narrow_integers(_numbers(name, value)))
+
+
+def _numbers(name: str, value) -> np.ndarray:
+    """As NumPy's array, of a dtype that holds numbers."""
+    try:
+        found = np.asarray(value)
+    except ValueError:  # by NumPy, for lists of lists of different lengths
+        raise ValueError(f"{name} must be a rectangular array; its parts have different shapes. Pad them to one.") from None
+    if found.dtype == object:
         raise TypeError(f"{name} must be an array of numbers; got an object of type {type(value).__name__}.")
-    return jnp.asarray(_narrow_integers(value))
+    if found.dtype.kind in "USMm" or found.dtype.names:  # text, times, records
+        raise TypeError(f"{name} must be an array of numbers; got {described(found)}.")
+    return found
 
 
 def _narrow_integers(value: np.ndarray) -> np.ndarray:
@@ -130,7 +145,7 @@ def _interval(low: float, high: float, above: bool) -> str:
 
 def one_of(name: str, value, options: tuple[str, ...]):
     """One of a few names."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}.")
     return value
 
@@ -151,4 +166,9 @@ def axis_name(value) -> str | None:
     """The name of one mesh axis."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"axis_name must be None or the name of the mesh axis that splits the classes; got {value!r}.")
+    if value is not None and not is_bound(value):
+        raise ValueError(
+            f"axis_name={value!r} is no mesh axis here: call the loss inside jax.shard_map over a mesh that has this axis, "
+            f"or jax.vmap with axis_name={value!r}."
+        )
     return value

@@ -11,7 +11,11 @@ from .label_calls import LARGEST_CLASS_COUNT
 
 def head_vocab_axis(value) -> int:
     """0 for a head ``(v, d)``, 1 for ``(d, v)``."""
-    if isinstance(value, bool) or value not in (0, 1, -1, -2):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"head_vocab_axis is static: pass the Python integer 1 for a head (d, v), 0 for (v, d); got {value!r}."
+        )
+    if value not in (0, 1, -1, -2):
         raise ValueError(f"head_vocab_axis must be 1 for a head (d, v), or 0 for a head (v, d); got {value!r}.")
     return int(value) % 2
 

@@ -19,10 +19,12 @@ def teacher_top_k(value, shape, classes: int) -> tuple[jax.Array, jax.Array]:
     """Class ids and log-probabilities, of the batch's shape and one more axis."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"teacher_top_k must be a pair (indices, log_probs); got {type(value).__name__}.")
-    indices, log_probs = (
-        array("the indices of teacher_top_k", value[0]),
-        floating("the log_probs of teacher_top_k", value[1]),
-    )
+    indices, log_probs = array("the indices of teacher_top_k", value[0]), array("the log_probs of teacher_top_k", value[1])
+    if jnp.issubdtype(indices.dtype, jnp.floating) and jnp.issubdtype(log_probs.dtype, jnp.integer):
+        raise TypeError(
+            "teacher_top_k must be (indices, log_probs); got the log_probs first, the order of jax.lax.top_k. Swap the two."
+        )
+    log_probs = floating("the log_probs of teacher_top_k", log_probs)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"the indices of teacher_top_k must have an integer dtype; got {described(indices)}.")
     if indices.ndim == 0 or indices.shape[:-1] != tuple(shape) or not 1 <= indices.shape[-1] <= classes:
