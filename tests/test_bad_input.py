@@ -140,7 +140,7 @@ REFUSED = {
     "alpha above 1": (ValueError, "focal_alpha at most 1", binary_cross_entropy, (LOGITS, TARGETS), {"focal_alpha": 2.0}),
     "no such mesh axis": (
         ValueError,
-        "axis_name 'm' shard_map",
+        "axis_name 'model' shard_map",
         cross_entropy,
         (LOGITS, LABELS),
         {"axis_name": "model"},

@@ -528,6 +528,31 @@ def test_a_users_divergence_with_a_closure_over_an_array():
     np.testing.assert_allclose(crossent_jax.divergence(z, w, kind=weighted, reduction="none"), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("linear", [False, True], ids=["dense", "linear"])
+def test_what_a_users_divergence_closes_over_has_derivatives(linear):
+    """A number and an array of each class, under jit: ``sum_j scale w_j t_j (log t_j - log p_j)``."""
+    student, teacher = map(jnp.asarray, drawn(shape=(N, 11)))
+    weights = jnp.linspace(0.5, 2, 11)
+
+    def loss(scale, weights, student):
+        def kind(log_p, log_t):
+            each = jnp.broadcast_to(scale * weights[None, : log_p.shape[-1]], log_p.shape)
+            return each * jnp.exp(log_t) * (log_t - log_p)
+
+        if not linear:
+            return crossent_jax.divergence(student, teacher, kind=kind)
+        head = jnp.eye(11)
+        return crossent_jax.linear_divergence(student, head, teacher_logits=teacher, kind=kind, chunk_rows=2)
+
+    def formula(scale, weights, student):
+        log_p, log_t = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+        return jnp.mean(jnp.sum(scale * weights[None] * jnp.exp(log_t) * (log_t - log_p), -1))
+
+    ours, right = (grid.quick(jax.value_and_grad(f, (0, 1, 2)))(2.0, weights, student) for f in (loss, formula))
+    for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+
+
 def test_equal_functions_share_a_compilation():
     z, w = drawn(shape=(3, 11))
     loss = jax.jit(lambda z, w: crossent_jax.divergence(z, w, kind=lambda a, b: jnp.exp(b) * (b - a)))
@@ -577,9 +602,3 @@ def test_second_derivatives(kind):
         np.testing.assert_allclose(found, true, rtol=1e-8, atol=1e-10)
         again = grid.quick(jax.jacrev(jax.grad(lambda z: ours(kind)(z, w).sum())))(z)
         np.testing.assert_allclose(again, true, rtol=1e-8, atol=1e-10)
-
-
-def test_forward_mode_says_what_to_do():
-    z, w = drawn()
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(partial(crossent_jax.kl_divergence), (z, w), (z, w))

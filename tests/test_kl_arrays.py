@@ -105,6 +105,13 @@ def test_close_arrays_keep_their_digits():
     np.testing.assert_allclose(crossent_jax.kl(p=jnp.asarray(p), q=jnp.asarray(q)), true, rtol=1e-5)
 
 
+def test_two_dtypes_under_strict_promotion():
+    p, q = jax.nn.softmax(jnp.arange(6.0)), jax.nn.softmax(jnp.arange(6.0)[::-1]).astype(jnp.bfloat16)
+    right = crossent_jax.kl(p=p, q=q.astype(jnp.float32))
+    with jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_array_equal(crossent_jax.kl(p=p, q=q), right)
+
+
 def test_forward_mode_and_vmap():
     p, q = map(jnp.asarray, drawn())
     forward = jax.jacfwd(lambda p: crossent_jax.kl(p=p, q=q).sum())(p)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .. import guards
+from .._jax.dtypes import statistics_dtype
 from .._jax.versions import is_concrete
 from .._pairs import integrands
 from .._row.reduce import counted_weights, keep, reduce_rows
@@ -94,12 +95,14 @@ def _one_form(name: str, value, log_value):
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _kl_of_arrays(reduction: str, axis: int, p_is_log: bool, q_is_log: bool, p: Array, q: Array, valid) -> Any:
+    widest = max(p.dtype, q.dtype, key=lambda dtype: statistics_dtype(dtype).itemsize)
+    p, q = (x.astype(statistics_dtype(widest)) for x in (p, q))
     if not (p_is_log or q_is_log):
         pair, apart = integrands.from_both_probabilities(q, p), p - q
     else:
         log_q = q if q_is_log else integrands.log_probabilities(q, p != (-jnp.inf if p_is_log else 0))
         pair = integrands.from_logs(log_q, p) if p_is_log else integrands.from_probabilities(log_q, p)
         apart = pair.t - jnp.exp(pair.log_p)
-    parts = integrands.kl_in_two(pair, apart.astype(pair.t.dtype))
+    parts = integrands.kl_in_two(pair, apart)
     rows = keep(valid, jnp.sum(parts[0], axis) + jnp.sum(parts[1], axis))
     return reduce_rows(rows, counted_weights(valid, None, None, jnp.ones_like(rows)), reduction)

@@ -174,7 +174,7 @@ def _kind(kind, beta, order) -> tuple[Kind, Any, bool]:
         _unused("beta", not _is_default(beta), kind)
         _check_integrand(kind)
         key = function_key(kind)
-        return of_user(kind, key if key is not None else object()), None, key is not None
+        return of_user(kind, object() if key is None else key, closes_over_arrays=key is None), None, key is not None
     names = (*KINDS, *ORDERED)
     if not isinstance(kind, str) or kind not in names:
         raise ValueError(

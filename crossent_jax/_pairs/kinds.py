@@ -60,13 +60,14 @@ class Kind(NamedTuple):
     """A divergence: ``terms(elements, parameter, shift)``. ``exponent(elements)``: where given, each row's log-sum-exp is
     its ``shift`` (0 where that is small), None elsewhere. ``finish(sum of phi, shift)``: the divergence. ``balanced``:
     whether chi, and tau, add up to 0 in every row, so that they are the gradients (what they add up to instead is rounding).
-    ``key``: what makes two kinds equal."""
+    ``key``: what makes two kinds equal. ``integrand``: a user's function that may close over arrays."""
 
     key: Any
     terms: Callable[[Elements, Maybe, Maybe], Terms]
     exponent: Callable[[Elements], Array] | None = None
     finish: Callable[[Array, Maybe], Array] = lambda total, shift: total
     balanced: tuple[bool, bool] = (False, False)
+    integrand: Callable | None = None
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Kind) and self.key == other.key
@@ -186,8 +187,9 @@ def of_order(name: str, order: float) -> Kind:
     return FORWARD_KL if order == 1 else ORDERED[name](order)
 
 
-def of_user(function: Callable, key: Any) -> Kind:
-    """A user's integrand ``function(log_p, log_t)``: phi, or (phi, chi, tau). chi and tau of a phi alone are JAX's.
+def of_user(function: Callable, key: Any, closes_over_arrays: bool = False) -> Kind:
+    """A user's integrand ``function(log_p, log_t, *parameter)``: phi, or (phi, chi, tau). chi and tau of a phi alone are
+    JAX's.
 
     A logarithm of -inf arrives as the lowest finite number, so that the usual expressions have their limits; where both are,
     the element is 0.
@@ -197,12 +199,25 @@ def of_user(function: Callable, key: Any) -> Kind:
         lowest = jnp.finfo(e.p.dtype).min
         logs = jnp.maximum(e.log_p, lowest), jnp.maximum(e.log_t, lowest)
         nowhere = (e.log_p == -jnp.inf) & (e.log_t == -jnp.inf)
-        phi, pull = jax.vjp(lambda *logs: _first(function(*logs)), *logs)
-        given = function(*logs)
+        constants = () if parameter is None else parameter
+        phi, pull = jax.vjp(lambda *logs: _first(function(*logs, *constants)), *logs)
+        given = function(*logs, *constants)
         chi, tau = given[1:] if isinstance(given, tuple) else pull(jnp.ones_like(phi))
         return Terms(*(jnp.where(nowhere, 0, x) for x in (phi, chi, tau)))
 
-    return Kind(("user", key), terms)
+    return Kind(("user", key), terms, integrand=function if closes_over_arrays else None)
+
+
+def with_constants(kind: Kind, log_p: Array, log_t: Array) -> tuple[Kind, tuple]:
+    """The kind of a user's integrand, and the arrays that it closes over as its parameter, for logarithms of these types."""
+
+    def fresh(*logs):
+        """JAX remembers what it traced of a function, and what the function refers to may have changed since."""
+        assert kind.integrand is not None
+        return kind.integrand(*logs)
+
+    function, constants = jax.closure_convert(fresh, log_p, log_t)
+    return of_user(function, function), tuple(constants)
 
 
 def _first(given):

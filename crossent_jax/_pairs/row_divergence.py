@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from .._dense.shards import sum_over
 from .._row.state import Maybe, as_shift, log_of_sum
-from .kinds import SMALLEST_SHIFT, Elements, Kind, Terms, weighted
+from .kinds import SMALLEST_SHIFT, Elements, Kind, Terms, weighted, with_constants
 
 
 class Static(NamedTuple):
@@ -34,22 +34,29 @@ class Static(NamedTuple):
 
 class Pair(NamedTuple):
     """Logits of both sides, float32 or float64, the classes last, -inf where masked. ``temperature`` and ``parameter`` (of
-    the kind) have the rows' shape and a last axis of 1; None: 1, and none."""
+    the kind) have the rows' shape and a last axis of 1; None: 1, and none. A user's kind has a tuple of any arrays."""
 
     logits: Float[Array, "*rows v"]
     teacher: Float[Array, "*rows v"]
     temperature: Maybe
-    parameter: Maybe
+    parameter: Any
+
+
+def row_divergence(static: Static, pair: Pair) -> Float[Array, "*rows"]:
+    """The divergence of each row, at least 0 but for a user's kind. A row without classes on either side has 0."""
+    if static.kind.integrand is not None:
+        kind, constants = with_constants(static.kind, pair.logits, pair.teacher)
+        static, pair = static._replace(kind=kind), pair._replace(parameter=constants)
+    return _row_divergence(static, pair)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def row_divergence(static: Static, pair: Pair) -> Float[Array, "*rows"]:
-    """The divergence of each row, at least 0 but for a user's kind. A row without classes on either side has 0."""
+def _row_divergence(static: Static, pair: Pair) -> Float[Array, "*rows"]:
     value, _ = _value(static, pair, _sides(static, pair))
     return value
 
 
-@partial(row_divergence.defjvp, symbolic_zeros=True)
+@partial(_row_divergence.defjvp, symbolic_zeros=True)
 def _row_divergence_jvp(static: Static, primals, tangents):
     (pair,), (tangent,) = primals, tangents
     sides = _sides(static, pair)
@@ -65,9 +72,10 @@ def _row_divergence_jvp(static: Static, primals, tangents):
     if _moves(tangent.temperature):
         along = weighted(of_student, sides.student.d) + weighted(of_teacher, sides.teacher.d)
         change -= jnp.sum(along, -1) * (tangent.temperature / pair.temperature)[..., 0]
-    if _moves(tangent.parameter):
+    if any(map(_moves, jax.tree.leaves(tangent.parameter, is_leaf=_is_zero))):
         phi_of = partial(_phi, static.kind, sides.elements, shift)
-        change += jnp.sum(jax.jvp(phi_of, (pair.parameter,), (tangent.parameter,))[1], -1)
+        moving = jax.tree.map(_instantiated, pair.parameter, tangent.parameter)
+        change += jnp.sum(jax.jvp(phi_of, (pair.parameter,), (moving,))[1], -1)
     return value, _slope(static.kind, total, shift) * sum_over(change, static.axis_name)
 
 
@@ -92,7 +100,15 @@ def _phi(kind: Kind, elements: Elements, shift: Maybe, parameter: Array) -> Arra
 
 
 def _moves(tangent) -> bool:
-    return tangent is not None and not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+    return tangent is not None and not _is_zero(tangent)
+
+
+def _is_zero(tangent) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiated(primal: Array, tangent) -> Array:
+    return jnp.zeros_like(primal) if _is_zero(tangent) else tangent
 
 
 class _Side(NamedTuple):
