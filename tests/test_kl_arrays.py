@@ -105,6 +105,16 @@ def test_close_arrays_keep_their_digits():
     np.testing.assert_allclose(crossent_jax.kl(p=jnp.asarray(p), q=jnp.asarray(q)), true, rtol=1e-5)
 
 
+def test_probabilities_below_the_smallest_normal_number():
+    """As logarithms; as they are, a CPU takes them for 0. float16's are normal in float32."""
+    right = np.log(0.5) - 0.5 * np.log(1e-40)
+    log_q = np.log([1.0, 1e-40]).astype(np.float32)
+    np.testing.assert_allclose(crossent_jax.kl(p=jnp.array([0.5, 0.5]), log_q=log_q), right, rtol=1e-6)
+    half = np.array([1, 6e-8], np.float16)
+    right = np.log(0.5) - 0.5 * np.log(half[1].astype(np.float64))
+    np.testing.assert_allclose(crossent_jax.kl(p=np.array([0.5, 0.5], np.float16), q=half), right, rtol=1e-6)
+
+
 def test_two_dtypes_under_strict_promotion():
     p, q = jax.nn.softmax(jnp.arange(6.0)), jax.nn.softmax(jnp.arange(6.0)[::-1]).astype(jnp.bfloat16)
     right = crossent_jax.kl(p=p, q=q.astype(jnp.float32))

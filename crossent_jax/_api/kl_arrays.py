@@ -42,7 +42,8 @@ def kl(
         Nats, the shape without ``axis`` for "none", float32 (float64 if either is). The formula holds for arrays of any sum;
         ``guards.values()`` demands probabilities that sum to 1. ``0 log 0 = 0``; +inf where p > 0 = q. Exactly 0 for
         identical arrays. Gradients are the limits: 0 for both where both are 0. Every mode of differentiation
-        works.
+        works. XLA takes numbers below the dtype's smallest normal one (float32: 1.2e-38) for 0 on a CPU: a q as small gives
+        +inf there. Give ``log_q``, which holds it.
 
     Raises:
         TypeError, ValueError: for none or both forms of a distribution, wrong dtypes, and shapes that differ; where values
