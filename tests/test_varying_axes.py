@@ -35,6 +35,10 @@ ROLES = {
     "beta": "",
     "label_weight": "",
     "pos_weight": "",
+    "queries": "nd",
+    "keys": "nd",
+    "decisions": "nk",
+    "decision_labels": "nk",
 }
 WHOLE = {"labels": jnp.int32, "indices": jnp.int32, "where": jnp.bool_, "class_mask": jnp.bool_}
 CHUNKS = {"chunk_rows": 3}  # which does not divide the 4 rows of a device
@@ -194,6 +198,36 @@ CALLS["divergence stopped"] = (
     ("logits",),
     ("teacher_logits",),
     lambda a, axis: crossent_jax.kl_divergence(a["logits"], a["teacher_logits"], stop_teacher_gradient=True, axis_name=axis),
+)
+for name in ("info_nce", "sigmoid_contrastive"):  # their mesh axis is that of the rows
+    CALLS[name] = (
+        ("queries", "keys", "temperature"),
+        ("where",),
+        lambda a, axis, name=name: getattr(crossent_jax, name)(
+            a["queries"], a["keys"], axis_name="data", **take(a, "temperature", "where"), **CHUNKS
+        ),
+    )
+CALLS["info_nce one-sided, by ids"] = (
+    ("queries", "keys"),
+    ("labels",),
+    lambda a, axis: crossent_jax.info_nce(
+        a["queries"],
+        a["keys"],
+        temperature=0.5,
+        symmetric=False,
+        query_ids=a["labels"],
+        key_ids=a["labels"],
+        axis_name="data",
+    ),
+)
+CALLS["binary_cross_entropy"] = (
+    ("decisions", "decision_labels", "pos_weight", "label_smoothing"),
+    (),
+    lambda a, axis: jnp.sum(
+        crossent_jax.binary_cross_entropy(
+            a["decisions"], a["decision_labels"], reduction="sum", **take(a, "pos_weight", "label_smoothing")
+        )
+    ),
 )
 SPLIT = {"n": "data", "v": "vocab"}  # what fails where one of them is split fails where both are
 

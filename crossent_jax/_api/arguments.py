@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from .. import guards
 from .._dense.shards import total_classes
+from .._jax.versions import whole_along
 from .._linear.projection import Projection
 from .._linear.rows import describe
 from .._linear.spec import LinearSpec, Rows, Spec
@@ -88,7 +89,7 @@ def _of_hidden(shift: int, z, labels, where, row_weights, segment_ids):
 
 def moved(x: Array, shift: int, axis: int = -1) -> Array:
     """``x`` with the entries along ``axis`` ``shift`` places later, around the end."""
-    return jnp.roll(x, shift, axis)
+    return jnp.roll(whole_along(x, axis), shift, axis)
 
 
 def _checked(

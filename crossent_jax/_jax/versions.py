@@ -41,14 +41,23 @@ def mesh_axes(x, axis: int) -> tuple[Any, tuple[str, ...]]:
 
 def regrouped(x, axes: int, shape: tuple[Any, ...], like):
     """``x`` with its first ``axes`` axes reshaped. If the type of ``like`` says that its first axis is split, so is the
-    first one here, before and after."""
+    first one here, before and after; the others are made whole."""
     sharding = explicit_sharding(like)
-    if sharding is None or sharding.spec[0] is None:
+    if sharding is None or not any(sharding.spec[: like.ndim - 1]):
         return x.reshape(*shape, *x.shape[axes:])
     rest = jax.typeof(x).sharding.spec[axes:]
     x = jax.sharding.reshard(x, sharding.update(spec=jax.P(sharding.spec[0], *[None] * (axes - 1), *rest)))
     split = sharding.update(spec=jax.P(sharding.spec[0], *[None] * (len(shape) - 1), *rest))
     return jax.lax.reshape(x, (*shape, *x.shape[axes:]), out_sharding=split)
+
+
+def whole_along(x, axis: int):
+    """``x`` with an axis that is not split, on an Explicit mesh."""
+    if not is_split(x, axis):
+        return x
+    sharding = explicit_sharding(x)
+    spec = [None if i == axis % x.ndim else names for i, names in enumerate(sharding.spec)]
+    return jax.sharding.reshard(x, sharding.update(spec=jax.P(*spec)))
 
 
 def on_axis(x, axis_name: str):
