@@ -26,13 +26,15 @@ def _quotient_jvp(primals, tangents):
 
 def log_ratio(a: Array, b: Array, apart: Array | None = None) -> Array:
     """``log(a / b)`` of positive numbers, from their difference where they are close: ``apart`` if it is known better than
-    from a - b."""
+    from a - b. A ratio that the dtype may not hold is a difference of logarithms."""
     difference = a - b if apart is None else apart
     near = jnp.abs(difference) < 0.5 * b
-    return jnp.where(near, jnp.log1p(quotient(jnp.where(near, difference, 0), b)), jnp.log(a) - jnp.log(b))
+    held = (a / b > 1e-30) & (a / b < 1e30)
+    far = jnp.where(held, jnp.log(quotient(*(jnp.where(held, x, 1) for x in (a, b)))), jnp.log(a) - jnp.log(b))
+    return jnp.where(near, jnp.log1p(quotient(jnp.where(near, difference, 0), b)), far)
 
 
 def minus_one_minus_log(x: Array) -> Array:
     """``r - 1 - log r = exp(x) - 1 - x``, never negative, of ``x = log r``."""
     near, small = near_zero(x)
-    return jnp.where(near, expm1_minus(small), jnp.expm1(x) - x)
+    return jnp.where(near, expm1_minus(small), jnp.expm1(x) - jnp.minimum(x, 1e3))

@@ -195,7 +195,7 @@ class Gamma(Family):
         mean, mean_log, gap = p.mean(), p.mean_log(), p.mean_log_gap()
         if mean is None or mean_log is None or gap is None:
             return None
-        ratio = log_ratio(mean, self.mean())
+        ratio = log_ratio(self.rate * mean, self.concentration)
         return self._constant() - mean_log - self.concentration * (minus_one_minus_log(ratio) + gap)
 
     def kl_from(self, p):
@@ -265,10 +265,9 @@ class Beta(Family):
 
     def expected_log_prob(self, p):
         """Dirichlet's formula of two components, x and 1 - x."""
-        moments = (p.mean(), p.mean1m()), (p.mean_log(), p.mean_log1m()), (p.mean_log_gap(), p.mean_log1m_gap())
-        if any(moment is None for pair in moments for moment in pair):
-            return None
-        return simplex.expected_log_density(self._both(), *(jnp.stack(jnp.broadcast_arrays(*pair), -1) for pair in moments))
+        pairs = (p.mean(), p.mean1m()), (p.mean_log(), p.mean_log1m()), (p.mean_log_gap(), p.mean_log1m_gap())
+        moments = [jnp.stack((x, y), -1) for x, y in pairs if x is not None and y is not None]
+        return simplex.expected_log_density(self._both(), *moments) if len(moments) == len(pairs) else None
 
     def kl_from(self, p):
         """Dirichlet's formula of two components."""

@@ -189,7 +189,7 @@ ENTROPY_SERIES = _entropy_series(18)
 
 
 def _divergence(kind: str, teacher: Finite, student: Finite, beta: float | None) -> Array:
-    """Of rows of logits; with -inf in place of logits that no constructor could check, NaN."""
-    logits = jnp.broadcast_arrays(student.class_logits(), teacher.class_logits())
-    parameter = None if beta is None else jnp.full((*logits[0].shape[:-1], 1), beta, logits[0].dtype)
-    return row_divergence(Static(KINDS[kind], None), Pair(*logits, None, parameter))
+    """Of rows of logits."""
+    logits, of_teacher = jnp.broadcast_arrays(student.class_logits(), teacher.class_logits())
+    parameter = None if beta is None else jnp.full((*logits.shape[:-1], 1), beta, logits.dtype)
+    return row_divergence(Static(KINDS[kind], None), Pair(logits, of_teacher, None, parameter))

@@ -96,8 +96,8 @@ def _integers(low, high, centre: Array, spread: Array, count: int) -> Nodes:
     doublings = jnp.ceil(jnp.log2(jnp.maximum(20 * spread / count, 1)))
     step = jnp.ldexp(jnp.ones_like(centre), doublings.astype(jnp.int32))
     start = jnp.maximum(step * jnp.floor(centre / step - count // 2), low)
-    points = start + step * jnp.arange(count, dtype=start.dtype).reshape(count, *(1,) * start.ndim)
-    return Nodes(points, jnp.where(points <= high, step, 0))
+    points = start[None] + step[None] * jnp.arange(count, dtype=start.dtype).reshape(count, *(1,) * start.ndim)
+    return Nodes(points, jnp.where(points <= high, step[None], 0))
 
 
 def _double_exponential(low, high, centre: Array, spread: Array, kinks: list[Array], count: int) -> Nodes:
