@@ -837,7 +837,7 @@ BUGS = (
         f"{ARRAYS}::test_any_axis_logarithms_and_bases",
     ),
     Bug(
-        "information: a Bernoulli of rare outcomes is compared by its log-probabilities",
+        "information: a divergence of finite families is that of their rounded log-probabilities",
         "information/_distributions.py",
         "return sides[1].kl_from(sides[0])",
         "return arrays.kl_of_arrays(None, None, *jnp.broadcast_arrays(*logs), -1)",
