@@ -8,7 +8,7 @@ import scipy.spatial.distance
 import scipy.special
 import scipy.stats
 
-from crossent_jax import guards, information
+from crossent_jax import LossSum, guards, information
 
 from . import grid
 from .oracle import x64
@@ -95,6 +95,30 @@ def test_exactly_0_for_identical_arrays_and_symmetric(measure):
     assert (function(p, p) == 0).all() and (function(p, q) > 0).all()
     if measure == "js_divergence":
         np.testing.assert_array_equal(function(p, q), function(q, p))
+
+
+@pytest.mark.parametrize("relative", [1e-3, 1e-4])
+def test_close_arrays_keep_four_digits_and_are_never_negative(relative):
+    """Of float32 probabilities, and of float32 logarithms, against float64 of the same numbers, normalised."""
+    random = np.random.default_rng(4)
+    p = random.dirichlet(np.ones(40), 100)
+    q = p * (1 + relative * random.normal(size=p.shape))
+    p, q = (np.float32(x / x.sum(-1, keepdims=True)) for x in (p, q))
+    log_p, log_q = np.log(p), np.log(q)
+    measures = [
+        information.kl_divergence,
+        information.js_divergence,
+        lambda *x, **y: information.js_divergence(*x, **y, beta=0.2),
+    ]
+    found = grid.quick(lambda p, q, log_p, log_q: [(m(p, q), m(log_p=log_p, log_q=log_q)) for m in measures])
+    for measure, pair in enumerate(found(p, q, log_p, log_q)):
+        for values, given in zip(pair, ((p, q), (np.exp(np.float64(log_p)), np.exp(np.float64(log_q)))), strict=True):
+            a, b = (np.float64(x) / np.float64(x).sum(-1, keepdims=True) for x in given)
+            m = (b, (a + b) / 2, 0.2 * a + 0.8 * b)[measure]
+            share = (1, 0.5, 0.2)[measure]
+            expected = share * scipy.stats.entropy(a, m, axis=-1) + (1 - share) * scipy.stats.entropy(b, m, axis=-1)
+            assert (np.array(values) > 0).all()
+            np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("measure", ["entropy", "cross_entropy", "kl_divergence", "js_divergence"])
@@ -216,6 +240,11 @@ def test_traced_arrays_are_checked_by_the_guard():
         (lambda: information.mutual_information([[0.5, 0.5]], axes=(0, 0)), ValueError, "two different axes"),
         (lambda: information.mutual_information([[0.5, 0.4]]), ValueError, "a sum of 1"),
         (lambda: information.bits_per_byte(1.0, 0), ValueError, "greater than 0"),
+        (
+            lambda: information.bits_per_byte(LossSum(jnp.ones(()), jnp.ones(())), 5),
+            TypeError,
+            "got a LossSum.*loss_sum.total",
+        ),
         (lambda: information.bits_per_byte(jnp.ones(2), jnp.ones(3)), ValueError, "the shape of total_nll"),
     ],
 )

@@ -1,5 +1,7 @@
 """What is said of distributions that cannot be measured: parameters, supports, densities, methods."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,16 @@ import pytest
 
 from crossent_jax import information
 from crossent_jax.information import (
+    Bernoulli,
     Beta,
     Categorical,
     ClosedForm,
     Dirichlet,
+    Exponential,
     Gamma,
     Grid,
+    Laplace,
+    LogNormal,
     MonteCarlo,
     MultivariateNormal,
     Normal,
@@ -20,6 +26,8 @@ from crossent_jax.information import (
     Quadrature,
     Uniform,
 )
+
+from . import grid
 
 KEY = jax.random.key(0)
 
@@ -38,6 +46,8 @@ def half(x):
         (lambda: Gamma(-1.0, 1.0), "concentration of Gamma"),
         (lambda: Beta(1.0, 0.0), "concentration0 of Beta"),
         (lambda: Uniform(1.0, 1.0), "high of Uniform must be greater than low"),
+        (lambda: Categorical([-jnp.inf, -jnp.inf]), "logits of Categorical must be less than infinity"),
+        (lambda: Bernoulli(float("nan")), "logits of Bernoulli must be numbers"),
         (lambda: Poisson(-1.0), "rate of Poisson must be at least 0"),
         (lambda: Normal(jnp.zeros(3), jnp.ones(2)), "the parameters of Normal must have one shape"),
         (lambda: Categorical(0.5), "logits of Categorical"),
@@ -80,9 +90,9 @@ def test_parameters(make, message):
             "the same number of outcomes",
         ),
         (
-            lambda: information.cross_entropy(Poisson(1.0), Poisson(2.0), method=ClosedForm()),
+            lambda: information.cross_entropy(Categorical([0.0, 1.0]), Poisson(2.0), method=ClosedForm()),
             ValueError,
-            r"no closed form of cross_entropy is known for Poisson and Poisson: pass method=Quadrature\(\) or MonteCarlo",
+            r"no closed form of cross_entropy is known for Categorical and Poisson: pass method=",
         ),
         (lambda: information.entropy(Normal(0.0, 1.0), method="quadrature"), TypeError, "method must be None or one of"),
         (lambda: information.entropy(Normal(0.0, 1.0), axis=0), ValueError, "axis are for arrays"),
@@ -126,6 +136,42 @@ def test_a_log_prob_that_is_nan(method):
         information.kl_divergence(Normal(0.0, 1.0), q, method=method)
 
 
-def test_traced_parameters_out_of_range_are_nan():
-    found = jax.jit(lambda scale: information.kl_divergence(Normal(0.0, scale), Normal(0.0, 1.0)))(-1.0)
-    assert jnp.isnan(found)
+TRACED = {  # of -1, and of 1: in range
+    "normal": lambda t: Normal(0.0, t),
+    "log-normal": lambda t: LogNormal(0.0, t),
+    "laplace": lambda t: Laplace(0.0, t),
+    "exponential": lambda t: Exponential(t),
+    "gamma of no concentration": lambda t: Gamma(jnp.maximum(t, 0), 1.0),
+    "gamma": lambda t: Gamma(2.0, t),
+    "beta": lambda t: Beta(2.0, t),
+    "uniform": lambda t: Uniform(0.0, t),
+    "poisson": lambda t: Poisson(t),
+    "categorical": lambda t: Categorical(jnp.stack([jnp.log(t), t])),
+    "bernoulli": lambda t: Bernoulli(jnp.log(t)),
+    "dirichlet": lambda t: Dirichlet(jnp.stack([t, 0 * t + 2])),
+    "vector": lambda t: MultivariateNormal(jnp.zeros(2), jnp.eye(2) * t),
+    "vector of no triangle": lambda t: MultivariateNormal(jnp.zeros(2), jnp.eye(2) + jnp.eye(2, k=1) * jnp.minimum(t, 0)),
+}
+
+
+@pytest.mark.parametrize("family", TRACED)
+def test_traced_parameters_out_of_range_are_nan(family):
+    """In every measure and in the log-density, inside and outside of the support."""
+    make = TRACED[family]
+
+    @functools.partial(grid.quick, static_argnums=0)
+    def found(vector, t):
+        p, one = make(t), make(jnp.ones_like(t))
+        measures = [information.entropy(p)]
+        for measure in (information.cross_entropy, information.kl_divergence):
+            measures += [measure(p, one), measure(one, p)]
+        if p.event_dimensions == 0 and p.discrete:
+            measures.append(information.js_divergence(p, one))
+        points = (
+            jnp.stack([jnp.asarray([0.5, 0.5]), jnp.asarray([-1.0, 3.0])]) if vector else jnp.asarray([0.0, 1.0, -1.0, 0.5])
+        )
+        return jnp.concatenate([jnp.stack(measures), p.log_prob(points)])
+
+    vector = "vector" in family or family == "dirichlet"
+    assert jnp.isnan(found(vector, jnp.float32(-1.0))).all()
+    assert not jnp.isnan(found(vector, jnp.float32(1.0))).any()

@@ -1,17 +1,15 @@
 """The second formula: entropies and divergences of arrays of probabilities, or of their logarithms."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from .. import guards
 from .._api import checks
-from .._api.kl_arrays import kl
 from .._jax.dtypes import statistics_dtype
 from .._jax.versions import is_concrete
 from .._pairs import integrands
 from .._pairs.kinds import weighted
+from ._closeness import minus_one_minus_log
 
 
 def given(name: str, value, log_value, axis: int) -> tuple[Array, Array, int]:
@@ -58,18 +56,43 @@ def entropy_of_array(p, log_p, axis: int) -> Array:
 
 
 def kl_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
+    """``sum_i q_i - p_i + p_i log(p_i / q_i)``: the terms beside the logarithm add up to 0, and none of the sum is negative.
+    Without them the rounding of two sums of 1 would be a divergence, of either sign."""
     (p_value, log_p_value, axis), (q_value, log_q_value, _) = pair(p, q, log_p, log_q, axis)
-    first: dict[str, Any] = {"p": p_value} if log_p is None else {"log_p": log_p_value}
-    second: dict[str, Any] = {"q": q_value} if log_q is None else {"log_q": log_q_value}
-    return kl(axis=axis, **first, **second)
+    if log_p is None and log_q is None:
+        both = integrands.from_both_probabilities(q_value, p_value)
+    else:
+        log = log_q_value if log_q is not None else integrands.log_probabilities(q_value, p_value != 0)
+        both = integrands.from_probabilities(log, p_value) if log_p is None else integrands.from_logs(log, log_p_value)
+    return jnp.sum(integrands.generalized_kl(both), axis)
 
 
 def js_of_arrays(p, q, log_p, log_q, axis: int, beta: float) -> Array:
-    """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``."""
-    (p_value, _, axis), (q_value, _, _) = pair(p, q, log_p, log_q, axis)
-    mixture = beta * p_value + (1 - beta) * q_value
-    sides = [share * kl(p=side, q=mixture, axis=axis) for share, side in ((beta, p_value), (1 - beta, q_value)) if share > 0]
-    return sides[0] if len(sides) == 1 else sides[0] + sides[1]
+    """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``, each by the sum of
+    :func:`kl_of_arrays`: with ``y = (p - m) / m``, which is ``(1 - beta) (p - q) / m``, the term of p is
+    ``m ((1 + y) log(1 + y) - y)``."""
+    (p_value, log_p_value, axis), (q_value, log_q_value, _) = pair(p, q, log_p, log_q, axis)
+    apart = p_value - q_value
+    if log_p is not None and log_q is not None:
+        apart = _difference_of_exponentials(p_value, q_value, log_p_value, log_q_value)
+    m = beta * p_value + (1 - beta) * q_value
+    relative = apart / jnp.where(m == 0, 1, m)
+    terms = beta * _excess((1 - beta) * relative) + (1 - beta) * _excess(-beta * relative)
+    return jnp.sum(m * terms, axis)
+
+
+def _difference_of_exponentials(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
+    """``p - q``, from the difference of the logarithms where they are close."""
+    near = jnp.abs(p - q) < 0.5 * q
+    x = jnp.where(near, log_p, 0) - jnp.where(near, log_q, 0)
+    return jnp.where(near, q * jnp.expm1(x), p - q)
+
+
+def _excess(y: Array) -> Array:
+    """``(1 + y) log(1 + y) - y``, never negative; 1 at -1, where its derivative is taken to be 0."""
+    gone = y <= -1
+    log = jnp.log1p(jnp.where(gone, 0, y))
+    return jnp.where(gone, 1, (1 + y) * minus_one_minus_log(-log))
 
 
 def mutual_information(

@@ -28,7 +28,7 @@ def measure_of_distributions(measure: str, given: tuple, method, beta: float) ->
     sides = _of_one_batch(tuple(recognised(x) for x in given))
     exact = _closed(measure, sides, beta) if method is None or isinstance(method, ClosedForm) else None
     if exact is not None:
-        return exact
+        return jnp.where(sides[0].valid() & sides[-1].valid(), exact, jnp.nan)
     if isinstance(method, ClosedForm):
         raise ValueError(
             f"no closed form of {measure} is known for {_names(sides)}: pass method=Quadrature() or MonteCarlo(key)."
@@ -70,7 +70,7 @@ def _closed(measure: str, sides: tuple[Any, ...], beta: float) -> Array | None:
         exact = _minus(q.expected_log_prob(p))
         if measure == "kl_divergence" and exact is not None:
             own = p.expected_log_prob(p)
-            exact = None if own is None else exact + own
+            exact = None if own is None else jnp.maximum(exact + own, 0)
     return None if exact is None else jnp.where(_contained(p, q), exact, jnp.inf)
 
 
@@ -87,13 +87,14 @@ def _finite(measure: str, sides: tuple[Any, ...], beta: float) -> Array:
     logs = [x.log_probs() for x in sides]
     if len({log.shape[-1] for log in logs}) > 1:
         raise ValueError(f"p and q must have the same number of outcomes; got {[log.shape[-1] for log in logs]}.")
+    if measure == "kl_divergence":
+        return sides[1].kl_from(sides[0])
+    if measure == "js_divergence":
+        return sides[0].js(sides[1], beta)
     logs = jnp.broadcast_arrays(*logs)
     if measure == "entropy":
         return arrays.entropy_of_array(None, logs[0], -1)
-    if measure == "js_divergence":
-        return arrays.js_of_arrays(None, None, logs[0], logs[1], -1, beta)
-    of_two = arrays.kl_of_arrays if measure == "kl_divergence" else arrays.cross_entropy_of_arrays
-    return of_two(None, None, logs[0], logs[1], -1)
+    return arrays.cross_entropy_of_arrays(None, None, logs[0], logs[1], -1)
 
 
 def _by_expectation(measure: str, sides: tuple[Any, ...], method, beta: float) -> Array | Estimate:

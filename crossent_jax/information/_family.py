@@ -55,8 +55,24 @@ class Family:
         names = tuple(field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
         arrays = floats(names, [getattr(self, name) for name in names])
         self.__dict__.update(zip(names, self.shaped(names, arrays), strict=True))
-        for name in self.positive:
-            self.require(name, getattr(self, name) > 0, "greater than 0")
+        for requirement in self.requirements():
+            self._require(*requirement)
+
+    def requirements(self) -> list[tuple[str, Array, str]]:
+        """Of each parameter with a range: its name, where it is accepted, and what is expected."""
+        return [(name, getattr(self, name) > 0, "greater than 0") for name in self.positive]
+
+    def _require(self, name: str, accepted: Array, expectation: str) -> None:
+        """Raise for a concrete parameter out of its range; a traced one makes log-density and measures NaN."""
+        if is_concrete(accepted) and not bool(accepted.all()):
+            raise ValueError(f"{name} of {type(self).__name__} must be {expectation}; got {getattr(self, name)}.")
+
+    def valid(self) -> Array:
+        """Where all parameters are in their ranges, of the batch's shape: for those that no constructor could check."""
+        found = jnp.ones(self.batch_shape, bool)
+        for _, accepted, _ in self.requirements():
+            found &= accepted.reshape(*self.batch_shape, -1).all(-1)
+        return found
 
     def shaped(self, names: tuple[str, ...], arrays: list[Array]) -> list[Array]:
         """Parameters of one shape, by NumPy's rule of broadcasting."""
@@ -66,11 +82,6 @@ class Family:
             shapes = ", ".join(f"{name} {x.shape}" for name, x in zip(names, arrays, strict=True))
             raise ValueError(f"the parameters of {type(self).__name__} must have one shape; got {shapes}.") from None
         return [jnp.broadcast_to(x, shape) for x in arrays]
-
-    def require(self, name: str, accepted: Array, expectation: str) -> None:
-        """Raise for a concrete parameter out of its range; a traced one gives NaN by the formulas themselves."""
-        if is_concrete(accepted) and not bool(accepted.all()):
-            raise ValueError(f"{name} of {type(self).__name__} must be {expectation}; got {getattr(self, name)}.")
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -90,11 +101,19 @@ class Family:
         return ()
 
     def log_prob(self, x) -> Array:
-        """Log-density at x: the batch's shape (then the event's), after any axes of samples."""
+        """Log-density at x: the batch's shape (then the event's), after any axes of samples.
+
+        -inf where the density is 0, off the support and between the outcomes of a discrete family; on an edge its limit. NaN
+        for an x that is NaN, and for traced parameters out of their range.
+        """
         x = checks.array("x", x)
         if not self.event_dimensions:
             x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, self.batch_shape))
-        return each(self._log_prob, x, x.ndim - self.event_dimensions - len(self.batch_shape))
+        return each(self._known_log_prob, x, x.ndim - self.event_dimensions - len(self.batch_shape))
+
+    def _known_log_prob(self, x: Array) -> Array:
+        unknown = jnp.isnan(x).any(tuple(range(len(self.batch_shape), x.ndim)))
+        return jnp.where(self.valid() & ~unknown, self._log_prob(x), jnp.nan)
 
     def _log_prob(self, x: Array) -> Array:
         raise NotImplementedError
@@ -112,6 +131,15 @@ class Family:
     def mean(self) -> Array | None:
         return None
 
+    def mean1m(self) -> Array | None:
+        """E[1 - x]."""
+        return None
+
+    def standard_deviation(self) -> Array | None:
+        """A family with a scale says it itself: float32 does not hold the square of 1e20."""
+        variance = self.variance()
+        return None if variance is None else jnp.sqrt(variance)
+
     def variance(self) -> Array | None:
         return None
 
@@ -119,11 +147,24 @@ class Family:
         """E[log x]."""
         return None
 
-    def variance_log(self) -> Array | None:
+    def mean_log_gap(self) -> Array | None:
+        """``log E[x] - E[log x]``, at least 0: known by itself, where the two are large and close."""
         return None
+
+    def deviation_log(self) -> Array | None:
+        """Standard deviation of log x."""
+        return None
+
+    def variance_log(self) -> Array | None:
+        deviation = self.deviation_log()
+        return None if deviation is None else jnp.square(deviation)
 
     def mean_log1m(self) -> Array | None:
         """E[log(1 - x)]."""
+        return None
+
+    def mean_log1m_gap(self) -> Array | None:
+        """``log E[1 - x] - E[log(1 - x)]``."""
         return None
 
     def mean_distance(self, x: Array) -> Array | None:

@@ -85,9 +85,9 @@ def kl_divergence(p: Any = None, q: Any = None, *, log_p=None, log_q=None, axis:
             true one; :func:`crossent_jax.kl_divergence` takes logits of a model and a teacher.
 
     Returns:
-        As :func:`cross_entropy`; +inf where q is 0 and p is not. Exactly 0 for identical arrays and, in closed form, for
-        identical families. Negative by no more than rounding: of arrays by as much as the sum of q exceeds that of p
-        (quadrature and Monte Carlo have their own error).
+        As :func:`cross_entropy`; +inf where q is 0 and p is not. Never negative, and exactly 0 for identical arrays and, in
+        closed form, identical families (quadrature and Monte Carlo have their own error). Of arrays it is
+        ``sum_i q_i - p_i + p_i (log p_i - log q_i)``, in which the rounding of sums of 1 does not count.
 
     Raises:
         TypeError, ValueError: as :func:`cross_entropy`.

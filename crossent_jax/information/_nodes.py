@@ -23,6 +23,8 @@ from ._family import Family
 from ._foreign import event_dimensions, is_discrete, sampled_location
 from ._methods import Grid, Quadrature
 
+MOST_OUTCOMES = 2**20  # that are all taken
+
 
 class Nodes(NamedTuple):
     """Points along the first axis, then the batch; their weights."""
@@ -42,7 +44,7 @@ def nodes_of(p, others: tuple, method: Grid | Quadrature) -> Nodes:
         return _grid(method, is_discrete(p))
     low, high, centre, spread = _whereabouts(p, method)
     if is_discrete(p):
-        return _integers(low, high, centre, 4 * method.points)
+        return _integers(low, high, centre, spread, 4 * method.points)
     kinks = [kink for q in (p, *others) if isinstance(q, Family) for kink in (*q.kinks(), *_finite_ends(q))]
     return _double_exponential(low, high, centre, spread, kinks, method.points)
 
@@ -57,9 +59,9 @@ def _grid(method: Grid, discrete: bool) -> Nodes:
 
 def _whereabouts(p: Any, method: Quadrature) -> tuple[Any, Any, Array, Array]:
     if isinstance(p, Family):
-        mean, variance = p.mean(), p.variance()
-        assert mean is not None and variance is not None  # every family of one variable knows them
-        return p.low, p.high, mean, jnp.sqrt(jnp.where(variance > 0, variance, 1))
+        mean, deviation = p.mean(), p.standard_deviation()
+        assert mean is not None and deviation is not None  # every family of one variable knows them
+        return p.low, p.high, mean, jnp.where(deviation > 0, deviation, 1)
     low = -math.inf if method.low is None else float(method.low)
     high = math.inf if method.high is None else float(method.high)
     if math.isfinite(low) and math.isfinite(high):
@@ -80,10 +82,22 @@ def _finite_ends(q: Family) -> list[Array]:
     return [jnp.asarray(end) for end in (q.low, q.high) if not (isinstance(end, float) and math.isinf(end))]
 
 
-def _integers(low, high, centre: Array, count: int) -> Nodes:
-    start = jnp.floor(jnp.maximum(jax.lax.stop_gradient(centre) - count // 2, low))
-    points = start + jnp.arange(count, dtype=start.dtype).reshape(count, *(1,) * start.ndim)
-    return Nodes(points, jnp.where(points <= high, 1, 0).astype(points.dtype))
+def _integers(low, high, centre: Array, spread: Array, count: int) -> Nodes:
+    """All outcomes between two ends that are known; else integers around the centre, to 10 standard deviations at least: one
+    apart where ``count`` of them reach so far, else the power of two apart that makes them, each for so many.
+
+    By Poisson's summation formula a sum over every h-th integer, times h, misses of a smooth function of width s about
+    ``exp(-2 (pi s / h)^2)``; 1024 integers have s / h at least 25. Powers of two are exact where integers no longer are.
+    """
+    if _is_finite(low) and _is_finite(high) and high - low < MOST_OUTCOMES:
+        points = jnp.arange(math.ceil(low), math.floor(high) + 1, dtype=centre.dtype).reshape(-1, *(1,) * centre.ndim)
+        return Nodes(points, jnp.ones_like(points))
+    centre, spread = jax.lax.stop_gradient((centre, spread))
+    doublings = jnp.ceil(jnp.log2(jnp.maximum(20 * spread / count, 1)))
+    step = jnp.ldexp(jnp.ones_like(centre), doublings.astype(jnp.int32))
+    start = jnp.maximum(step * jnp.floor(centre / step - count // 2), low)
+    points = start[None] + step[None] * jnp.arange(count, dtype=start.dtype).reshape(count, *(1,) * start.ndim)
+    return Nodes(points, jnp.where(points <= high, step[None], 0))
 
 
 def _double_exponential(low, high, centre: Array, spread: Array, kinks: list[Array], count: int) -> Nodes:
@@ -98,6 +112,10 @@ def _double_exponential(low, high, centre: Array, spread: Array, kinks: list[Arr
     parts.append(_below(t, step, first, spread) if _is_infinite(low) else _finite(t, step, _end(low, first), first))
     parts.append(_above(t, step, last, spread) if _is_infinite(high) else _finite(t, step, last, _end(high, last)))
     return Nodes(*(jnp.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _is_finite(end) -> bool:
+    return isinstance(end, float) and math.isfinite(end)
 
 
 def _is_infinite(end) -> bool:

@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike
 from .._api import checks
 from .._jax.dtypes import statistics_dtype
 from .._jax.versions import is_concrete
+from .._row.reduce import LossSum
 
 
 def bits_per_byte(total_nll: ArrayLike, byte_count: ArrayLike) -> Array:
@@ -18,7 +19,7 @@ def bits_per_byte(total_nll: ArrayLike, byte_count: ArrayLike) -> Array:
 
     Args:
         total_nll: floating, nats: the negative log-likelihood summed over all tokens
-            (``cross_entropy(..., reduction="sum")``).
+            (``cross_entropy(..., reduction="sum")``, the ``total`` of a ``LossSum``).
         byte_count: the number of bytes of the text that these tokens encode, above 0; total_nll's shape, or one number.
 
     Returns:
@@ -34,6 +35,12 @@ def bits_per_byte(total_nll: ArrayLike, byte_count: ArrayLike) -> Array:
 
     Source: Gao et al. 2020 (The Pile, https://arxiv.org/abs/2101.00027), section 3.1.
     """
+    for name, value in (("total_nll", total_nll), ("byte_count", byte_count)):
+        if isinstance(value, LossSum):
+            raise TypeError(
+                f"{name} must be a number or an array; got a LossSum, a total and a weight: pass its total, bits_per_byte("
+                "loss_sum.total, byte_count), with the number of bytes that the tokens encode."
+            )
     nll = checks.floating("total_nll", total_nll)
     nll = nll.astype(statistics_dtype(nll.dtype))
     if isinstance(byte_count, numbers.Real):

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array
 
-from ._closeness import gammaln_bregman, minus_one_minus_log
-from ._continuous import HALF_LOG_TAU
+from . import _simplex as simplex
+from ._closeness import log_ratio, minus_one_minus_log
 from ._family import Family, each, family
+from ._stirling import HALF_LOG_TAU
 
 
 @family
@@ -20,10 +20,11 @@ class MultivariateNormal(Family):
     scale_tril: Array
     event_dimensions = 1
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.require("scale_tril", self._diagonal() > 0, "of a positive diagonal")
-        self.require("scale_tril", self.scale_tril == jnp.tril(self.scale_tril), "lower triangular")
+    def requirements(self):
+        return [
+            ("scale_tril", self._diagonal() > 0, "of a positive diagonal"),
+            ("scale_tril", self.scale_tril == jnp.tril(self.scale_tril), "lower triangular"),
+        ]
 
     def shaped(self, names, arrays):
         loc, scale = arrays
@@ -63,12 +64,11 @@ class MultivariateNormal(Family):
 
     def kl_from(self, p):
         """``(|M|^2 - k - 2 log det M + |L_q^-1 (m_p - m_q)|^2) / 2`` with ``M = L_q^-1 L_p``, lower triangular: a term
-        ``r - 1 - log r`` with ``r = M_ii^2`` for each of its diagonal, squares for the rest."""
-        ratio = self._whitened(p.scale_tril)
-        diagonal = jnp.diagonal(ratio, axis1=-2, axis2=-1)
-        below = jnp.tril(ratio, -1)
+        ``r - 1 - log r`` with ``r = M_ii^2``, M_ii being the ratio of the diagonals, for each of its diagonal, and squares
+        for the rest, which is that of ``M - 1 = L_q^-1 (L_p - L_q)``."""
+        below = jnp.tril(self._whitened(p.scale_tril - self.scale_tril), -1)
         apart = self._whitened((p.loc - self.loc)[..., None])
-        own = jnp.sum(minus_one_minus_log(2 * jnp.log(diagonal)), -1)
+        own = jnp.sum(minus_one_minus_log(2 * log_ratio(p._diagonal(), self._diagonal())), -1)
         return 0.5 * (own + jnp.sum(jnp.square(below), (-2, -1)) + jnp.sum(jnp.square(apart), (-2, -1)))
 
 
@@ -89,25 +89,28 @@ class Dirichlet(Family):
     def batch_shape(self):
         return self.concentration.shape[:-1]
 
-    def _log_normalizer(self):
-        return jnp.sum(gammaln(self.concentration), -1) - gammaln(jnp.sum(self.concentration, -1))
-
     def _log_prob(self, x):
-        return jnp.sum((self.concentration - 1) * jnp.log(x), -1) - self._log_normalizer()
+        """On an edge, where a component is 0: -inf if its concentration is above 1, inf if it is below, NaN, as no limit
+        exists, for one of each. Off the simplex, beyond rounding, -inf."""
+        c, mean = self.concentration, simplex.mean(self.concentration)
+        slack = max(1e-5, 8 * float(jnp.finfo(x.dtype).eps)) if jnp.issubdtype(x.dtype, jnp.floating) else 0
+        x = x.astype(jnp.promote_types(x.dtype, c.dtype))
+        on_simplex = (x >= 0).all(-1) & (jnp.abs(jnp.sum(x, -1) - 1) <= slack)
+        edge, safe = x == 0, jnp.where(x > 0, x, mean)
+        of_one = jnp.where(c == 1, 1 - jnp.log(mean), jnp.where(c < 1, jnp.inf, -jnp.inf))
+        inner = simplex.log_density(c, safe, jnp.where(edge, 0, jnp.log(safe)), safe - mean)
+        return jnp.where(on_simplex, inner + jnp.sum(jnp.where(edge, of_one, 0), -1), -jnp.inf)
 
     def sample(self, key, shape=()):
         return jax.random.dirichlet(key, self.concentration, shape + self.batch_shape, self.dtype)
 
-    def mean_logs(self):
-        return digamma(self.concentration) - digamma(jnp.sum(self.concentration, -1, keepdims=True))
-
     def expected_log_prob(self, p):
         if not isinstance(p, Dirichlet):
             return None
-        return jnp.sum((self.concentration - 1) * p.mean_logs(), -1) - self._log_normalizer()
+        c = p.concentration
+        moments = simplex.mean(c), simplex.mean_logs(c), simplex.mean_log_gaps(c)
+        return simplex.expected_log_density(self.concentration, *moments)
 
     def kl_from(self, p):
-        """Bregman divergences of ``log Gamma``, of each concentration, less that of their sum."""
-        apart = self.concentration - p.concentration
-        own = jnp.sum(gammaln_bregman(p.concentration, apart), -1)
-        return own - gammaln_bregman(jnp.sum(p.concentration, -1), jnp.sum(apart, -1))
+        """:func:`._simplex.kl` of the concentrations."""
+        return simplex.kl(p.concentration, self.concentration)
