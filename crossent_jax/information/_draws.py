@@ -84,11 +84,13 @@ def _power(concentration: Array, lost: Array) -> Array:
 
 
 def log_density_at(q: Any, x: Array) -> Array:
-    """log q at floats x; -inf outside of the support that q says, where an object need not give a number."""
+    """log q at floats x; -inf outside of the support that q says. An object need not give a number there, nor at its ends: the
+    log-density at an end is that of the next float inside."""
     support = support_of(q)
     if isinstance(q, Family) or is_line(support):
         return log_prob_of(q)(at_counts(q, x))
     points = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     low, high = ends_like(points, support)
-    found = log_prob_of(q)(at_counts(q, jnp.clip(points, low, high)))
+    safe = jnp.clip(points, low, high)
+    found = log_prob_of(q)(at_counts(q, moved_inside(safe, support) if is_on_the_line(q) else safe))
     return jnp.where((points >= low) & (points <= high), found, -jnp.inf)

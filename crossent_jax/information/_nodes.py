@@ -116,10 +116,10 @@ def _double_exponential(support: Support, centre: Array, spread: Array, found: l
     centre, spread = jnp.broadcast_to(centre, shape), jnp.broadcast_to(spread.astype(dtype), shape)
     inner = [jnp.clip(_finite_or(jnp.broadcast_to(x.astype(dtype), shape), centre), low, high) for x in found]
     breaks = jnp.sort(jnp.stack(inner), 0)[:, None]
-    t, step = _steps(dtype, count, len(shape))
-    parts = [_finite(t, step, breaks[i], breaks[i + 1]) for i in range(len(breaks) - 1)]
-    parts.append(_outer(support.low, low[None], t, step, breaks[0], spread[None], upwards=False))
-    parts.append(_outer(support.high, high[None], t, step, breaks[-1], spread[None], upwards=True))
+    steps = _steps(dtype, count, len(shape), math.pi)
+    parts = [_finite(*steps, breaks[i], breaks[i + 1]) for i in range(len(breaks) - 1)]
+    parts.append(_outer(support.low, low[None], count, breaks[0], spread[None], upwards=False))
+    parts.append(_outer(support.high, high[None], count, breaks[-1], spread[None], upwards=True))
     points, weights = (jnp.concatenate([getattr(part, name) for part in parts]) for name in ("points", "weights"))
     return Nodes(points, weights, tuple(i * count + end for i in range(len(parts)) for end in (0, count - 1)))
 
@@ -128,20 +128,22 @@ def _finite_or(x: Array, other: Array) -> Array:
     return jnp.where(jnp.isinf(x), other, x)
 
 
-def _outer(said, end: Array, t: Array, step: float, start: Array, spread: Array, upwards: bool) -> Nodes:
+def _outer(said, end: Array, count: int, start: Array, spread: Array, upwards: bool) -> Nodes:
     """From the last break point to an end, finite or not: known beforehand, or not before its value is."""
-    unbounded = _above(t, step, start, spread) if upwards else _below(t, step, start, spread)
+    steps, steps_of_infinite = (_steps(start.dtype, count, start.ndim - 1, rate) for rate in (math.pi, 0.5 * math.pi))
+    unbounded = (_above if upwards else _below)(*steps_of_infinite, start, spread)
     if is_infinite(said):
         return unbounded
     infinite, end = jnp.isinf(end), _finite_or(end, start)
-    bounded = _finite(t, step, start, end) if upwards else _finite(t, step, end, start)
+    bounded = _finite(*steps, start, end) if upwards else _finite(*steps, end, start)
     if isinstance(said, float):
         return bounded
     return Nodes(*(jnp.where(infinite, *both) for both in zip(unbounded[:2], bounded[:2], strict=True)))
 
 
-def _steps(dtype, count: int, dimensions: int) -> tuple[Array, float]:
-    largest = math.asinh(2 / math.pi * 0.9 * math.log(float(jnp.finfo(dtype).max)))
+def _steps(dtype, count: int, dimensions: int, rate: float) -> tuple[Array, float]:
+    """Equal steps of t, as far as ``exp(rate sinh t)`` is well within the dtype."""
+    largest = math.asinh(0.9 * math.log(float(jnp.finfo(dtype).max)) / rate)
     t = jnp.linspace(-largest, largest, count, dtype=dtype)
     return t.reshape(count, *(1,) * dimensions), 2 * largest / (count - 1)
 
