@@ -36,7 +36,9 @@ def js_by_scipy(p, q):
     return sum(scipy.integrate.fixed_quad(integrand, a, b, n=40)[0] for a, b in pairs)
 
 
-NARROW = np.array([[4, 0.02, 0, 3], [0, 3, 4, 0.02], [-2, 1e-3, 0, 1], [0.3, 0.5, 0, 2], [1, 1e-2, 30, 5], [0, 1e-2, 0, 1e3]])
+NARROW = np.array(
+    [[4, 0.02, 0, 3], [0, 3, 4, 0.02], [-2, 1e-3, 0, 1], [0.3, 0.5, 0, 2], [1, 1e-2, 30, 5], [0, 1e-2, 0, 1e3]]
+)
 
 
 def test_jensen_shannon_of_a_narrow_side_off_the_others_centre():
