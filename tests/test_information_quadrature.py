@@ -1,5 +1,5 @@
-"""Quadrature and Monte Carlo where densities are narrow, infinite or 0 at an end, against scipy in 64 bits and exact numbers;
-distributions of other libraries by stand-ins that have their attributes."""
+"""Quadrature and Monte Carlo where densities are narrow, infinite or 0 at an end, against scipy in 64 bits and exact
+numbers; distributions of other libraries by stand-ins that have their attributes."""
 
 import itertools
 import math
@@ -128,7 +128,7 @@ def test_samples_at_an_infinite_density(family, concentrations):
 
     @grid.quick
     def all_of_them(c, keys):
-        sampled = [jax.vmap(lambda key: of(c, MonteCarlo(key, 500)))(keys) for of in (by, jax.jacrev(by))]
+        sampled = [jax.vmap(lambda key, of=of: of(c, MonteCarlo(key, 500)))(keys) for of in (by, jax.jacrev(by))]
         return sampled, [by(c, None), jax.jacrev(by)(c, None)]
 
     for sampled, exact in zip(*all_of_them(jnp.asarray(concentrations), jax.random.split(KEY, 64)), strict=True):

@@ -1,7 +1,7 @@
 """Samples for Monte Carlo, with the logarithms that their floats have lost.
 
-Densities like ``x^(c - 1)`` with c below 1 are infinite at an end of the support, where a share of the samples lies closer to
-the end than a float can tell: of Gamma(0.01, 1) 42 % lie below 1e-38. Such a sample would be 0 or 1, its log-density
+Densities like ``x^(c - 1)`` with c below 1 are infinite at an end of the support, where a share of the samples lies closer
+to the end than a float can tell: of Gamma(0.01, 1) 42 % lie below 1e-38. Such a sample would be 0 or 1, its log-density
 infinite. So Gamma, Beta and Dirichlet, all made of gamma variables, are drawn as ``log x`` (and ``log(1 - x)``), and a
 log-density that holds ``(c - 1) log x`` is taken as that of a float x' inside of the support, plus
 ``(c - 1) (log x - log x')``.
@@ -84,8 +84,8 @@ def _power(concentration: Array, lost: Array) -> Array:
 
 
 def log_density_at(q: Any, x: Array) -> Array:
-    """log q at floats x; -inf outside of the support that q says. An object need not give a number there, nor at its ends: the
-    log-density at an end is that of the next float inside."""
+    """log q at floats x; -inf outside of the support that q says. An object need not give a number there, nor at its ends:
+    the log-density at an end is that of the next float inside."""
     support = support_of(q)
     if isinstance(q, Family) or is_line(support):
         return log_prob_of(q)(at_counts(q, x))

@@ -1,7 +1,7 @@
 """The first formula: ``E_p[f]`` of a function f of log-densities, by quadrature or Monte Carlo.
 
-An integral is refused, an error or under ``jit`` NaN, where the density of p does not add up to 1 over the nodes, or where the
-outermost nodes of an interval still count, for then what lies beyond them would too. How far from 1 the mass may be:
+An integral is refused, an error or under ``jit`` NaN, where the density of p does not add up to 1 over the nodes, or where
+the outermost nodes of an interval still count, for then what lies beyond them would too. How far from 1 the mass may be:
 
 | nodes | float32 | float64 | because |
 |---|---|---|---|
@@ -42,8 +42,8 @@ def expectation(f: Integrand, p, others: tuple, method: Grid | Quadrature | Mont
 
 
 def _quadrature(f: Integrand, p, others: tuple, method: Grid | Quadrature) -> Array:
-    """``sum_i w_i p(x_i) f(x_i)``, where p is 0 nothing. Points without a weight in exact arithmetic are left out: those where
-    a density is infinite, and those exactly on an end of a support where one is 0."""
+    """``sum_i w_i p(x_i) f(x_i)``, where p is 0 nothing. Points without a weight in exact arithmetic are left out: those
+    where a density is infinite, and those exactly on an end of a support where one is 0."""
     nodes = nodes_of(p, others, method)
     batch = jnp.broadcast_shapes(nodes.points.shape[1:], *(batch_shape(q) for q in (p, *others)))
     x, weights = (_with_batch(array, batch) for array in nodes[:2])
@@ -82,12 +82,10 @@ def _on_an_end(p, others: tuple, x: Array, method) -> Array:
 
 
 def _beyond(values: Array, x: Array, nodes: Nodes, p) -> Array:
-    """About what lies beyond the last nodes: what they add themselves. The first and the last outcome have nothing beyond."""
+    """About what lies beyond the last nodes: what they add themselves. Nothing is beyond the first and the last outcome."""
     last = jnp.asarray(nodes.last)
-    found = (
-        jnp.where(at_an_end(x[last], support_of(p)), 0, jnp.abs(values[last])) if is_discrete(p) else jnp.abs(values[last])
-    )
-    return jnp.sum(found, 0)
+    found = jnp.abs(values[last])
+    return jnp.sum(jnp.where(at_an_end(x[last], support_of(p)), 0, found) if is_discrete(p) else found, 0)
 
 
 def _log_densities(p, others: tuple, x: Array) -> list[Array]:
@@ -116,8 +114,8 @@ def _if_all_there(value: Array, mass: Array, tolerance, p, method) -> Array:
         found = mass.reshape(-1)[jnp.argmax(bad.reshape(-1))]
         raise ValueError(
             f"the density of p, {describe(p)}, adds up to {found:.6g} over the nodes of {method}, not to 1: p is not "
-            "normalised, or lies elsewhere, has a jump or a bend that it does not name, or rounds too much in its dtype. Give low "
-            "and high, more points, 64 bits, or method=MonteCarlo(key)."
+            "normalised, or lies elsewhere, has a jump or a bend that it does not name, or rounds too much in its dtype. "
+            "Give low and high, more points, 64 bits, or method=MonteCarlo(key)."
         )
     return jnp.where(bad, jnp.nan, value)
 

@@ -49,9 +49,9 @@ def _multivariate(given) -> Family:
 
 
 def _lower_factor(given) -> Array:
-    """The lower triangular factor of the covariance, of positive diagonal, by whatever holds a factor: an attribute (numpyro,
-    distrax), or the operator of TensorFlow Probability. ``U U^T`` of an upper one is ``R^T R`` for ``U^T = Q R``. The sign of a
-    column does not change the product."""
+    """The lower triangular factor of the covariance, of positive diagonal, by whatever holds a factor: an attribute
+    (numpyro, distrax), or the operator of TensorFlow Probability. ``U U^T`` of an upper one is ``R^T R`` for ``U^T = Q R``.
+    The sign of a column does not change the product."""
     factor = next((x for name in ("scale_tril", "scale_tri") if (x := getattr(given, name, None)) is not None), None)
     diagonal = getattr(given, "scale_diag", None)
     if factor is None:

@@ -29,17 +29,17 @@ class Grid:
 @dataclasses.dataclass(frozen=True)
 class Quadrature:
     """The double-exponential rule with ``points`` nodes between any two of: the ends of the supports, the centres of both
-    densities and 8 spreads to each side, their kinks. For discrete p the sum over ``4 points`` consecutive integers around its
-    centre.
+    densities and 8 spreads to each side, their kinks. For discrete p the sum over ``4 points`` consecutive integers around
+    its centre.
 
     A substitution of the variable makes every integrand die out doubly exponentially, so that the plain sum converges
-    exponentially, at ends where the density is infinite and over infinite intervals too. float32 gives about six digits of the
-    largest term of a log-density, 64 bits about twelve; where a density is infinite at an end other than 0, as that of
+    exponentially, at ends where the density is infinite and over infinite intervals too. float32 gives about six digits of
+    the largest term of a log-density, 64 bits about twelve; where a density is infinite at an end other than 0, as that of
     Beta(0.5, 0.5) at 1, half of them. An integral that misses more of p than that, or whose outermost nodes still count, is
     an error (NaN under ``jit``).
 
-    ``low`` and ``high`` are the ends of the support of a distribution that does not say them (an object without a ``support``,
-    or a pair of callables); None: what it says, or else the whole line.
+    ``low`` and ``high`` are the ends of the support of a distribution that does not say them (an object without a
+    ``support``, or a pair of callables); None: what it says, or else the whole line.
 
     Source: Takahasi and Mori 1974, Publ. RIMS 9, 721-741.
     """

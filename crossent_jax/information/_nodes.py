@@ -9,10 +9,10 @@ The double-exponential rule sums ``f(x(t)) x'(t) h`` over equal steps of t. With
 | -infinity to b | ``b - s exp(g / 2)`` |
 
 The range of t is nine tenths of what the dtype's exponents hold. A feature that is narrow beside its interval is resolved
-only next to a break point, where the nodes are dense on every scale. So the intervals break at the centre of each density and
-``REACH`` spreads to both sides of it, as well as at kinks and at the ends of supports: the logarithm of a mixture of a wide and
-a narrow density bends where the two are equal, of normals at ``sqrt(2 log ratio)`` spreads, below 8 up to a ratio of 1e13.
-
+only next to a break point, where the nodes are dense on every scale. So the intervals break at the centre of each density
+and ``REACH`` spreads to both sides of it, as well as at kinks and at the ends of supports: the logarithm of a mixture of a
+wide and a narrow density bends where the two are equal, of normals at ``sqrt(2 log ratio)`` spreads, below 8 up to a ratio
+of 1e13.
 Kinks and ends move with the parameters, so a gradient has their terms too; the other break points are constants to it.
 """
 
