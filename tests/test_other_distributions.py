@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import crossent_jax
 from crossent_jax import information
@@ -143,3 +144,32 @@ def test_kl_of_logits_is_the_categorical_one(categorical):
         np.testing.assert_allclose(mine, right, atol=1e-5)
     reverse = crossent_jax.reverse_kl_divergence(student, teacher, reduction="sum")
     np.testing.assert_allclose(reverse, theirs(teacher, student), rtol=1e-5)
+
+
+def entropies_by_scipy():
+    """Of objects that are not recognised: by the support that they say, or as counts."""
+    frozen = scipy.stats
+    return {
+        "truncated": (lambda: numpyro.TruncatedNormal(0.0, 1.0, low=-1.0, high=1.0), frozen.truncnorm(-1, 1)),
+        "circle": (lambda: numpyro.VonMises(2.5, 5.0), frozen.vonmises(5.0)),
+        "infinite at 0": (lambda: numpyro.Weibull(1.0, 0.5), frozen.weibull_min(0.5)),
+        "moved end": (lambda: numpyro.Pareto(1.0, 3.0), frozen.pareto(3.0)),
+        "counts": (lambda: numpyro.Geometric(0.3), frozen.geom(0.3)),
+        "tfp truncated": (lambda: tfd.TruncatedNormal(0.0, 1.0, -1.0, 1.0), frozen.truncnorm(-1, 1)),
+        "tfp triangular": (lambda: tfd.Triangular(0.0, 3.0, 1.0), frozen.triang(1 / 3, 0, 3)),
+        "tfp counts": (lambda: tfd.Binomial(10.0, probs=0.3), frozen.binom(10, 0.3)),
+        "tfp log-rate": (lambda: tfd.Gamma(2.0, log_rate=0.3), frozen.gamma(2.0, scale=np.exp(-0.3))),
+    }
+
+
+@pytest.mark.parametrize("name", entropies_by_scipy())
+def test_entropy_is_scipys(name):
+    make, frozen = entropies_by_scipy()[name]
+    np.testing.assert_allclose(jax.jit(lambda: information.entropy(make()))(), frozen.entropy(), rtol=5e-6)
+
+
+def test_an_upper_factor_and_no_mean():
+    upper = distrax.MultivariateNormalTri(scale_tri=jnp.asarray([[1.0, 2.0], [0.0, 3.0]]), is_lower=False)
+    given = upper, tfd.MultivariateNormalDiag(scale_diag=jnp.asarray([1.0, 3.0])), numpyro.Normal(0.0, 1.0).mask(False)
+    found = jax.jit(lambda: [information.entropy(p) for p in given])()
+    np.testing.assert_allclose(found, [np.log(2 * np.pi * np.e) + np.log(3)] * 2 + [0], rtol=1e-6)

@@ -1,8 +1,10 @@
 """Measures of distributions: by a closed form where one is known, else as an expectation."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -10,8 +12,20 @@ from . import _arrays as arrays
 from ._discrete import Finite
 from ._expectation import expectation
 from ._family import Family
-from ._foreign import describe, event_dimensions, is_discrete, recognised
+from ._foreign import (
+    base_of,
+    batch_shape,
+    describe,
+    event_dimensions,
+    event_shape,
+    is_discrete,
+    is_independent,
+    is_pair,
+    mask_of,
+    recognised,
+)
 from ._methods import ClosedForm, Estimate, Grid, MonteCarlo, Quadrature
+from ._support import contained
 
 METHODS = (ClosedForm, Grid, Quadrature, MonteCarlo)
 
@@ -24,16 +38,49 @@ def check_method(method):
 
 
 def measure_of_distributions(measure: str, given: tuple, method, beta: float) -> Any:
-    """Nats: an array, or an ``Estimate`` by Monte Carlo."""
+    """Nats: an array, or an ``Estimate`` by Monte Carlo. Of masked distributions that of what is masked, 0 where any mask is
+    False; of independent variables the sum over them, of a measure that adds up."""
+    masks = [mask for x in given if (mask := mask_of(x)) is not None]
+    if masks:
+        found = measure_of_distributions(
+            measure, tuple(x if mask_of(x) is None else base_of(x) for x in given), method, beta
+        )
+        return jax.tree.map(lambda nats: jnp.where(reduce(jnp.logical_and, masks), nats, 0), found)
+    if measure != "js_divergence" and all(is_independent(x) for x in given):
+        _require_one_event(given)
+        bases = tuple(base_of(x) for x in given)
+        if len({event_dimensions(x) for x in bases}) == 1:
+            axes = event_dimensions(given[0]) - event_dimensions(bases[0])
+            return _summed(measure_of_distributions(measure, bases, method, beta), axes)
     sides = _of_one_batch(tuple(recognised(x) for x in given))
     exact = _closed(measure, sides, beta) if method is None or isinstance(method, ClosedForm) else None
     if exact is not None:
+        exact = _infinite_outside(measure, exact, sides)
         return jnp.where(sides[0].valid() & sides[-1].valid(), exact, jnp.nan)
     if isinstance(method, ClosedForm):
         raise ValueError(
             f"no closed form of {measure} is known for {_names(sides)}: pass method=Quadrature() or MonteCarlo(key)."
         )
-    return _by_expectation(measure, sides, Quadrature() if method is None else method, beta)
+    found = _by_expectation(measure, sides, Quadrature() if method is None else method, beta)
+    return _infinite_outside(measure, found, sides)
+
+
+def _summed(found, axes: int):
+    """Over the last axes, whose samples are independent."""
+    last = tuple(range(-axes, 0))
+    if isinstance(found, Estimate):
+        return Estimate(jnp.sum(found.value, last), jnp.sqrt(jnp.sum(jnp.square(found.standard_error), last)))
+    return jnp.sum(found, last)
+
+
+def _infinite_outside(measure: str, found, sides: tuple):
+    """+inf, without an error of estimation, where q is 0 and p is not by what they say of their supports."""
+    if measure not in ("cross_entropy", "kl_divergence") or (inside := contained(*sides)) is True:
+        return found
+    if isinstance(found, Estimate):
+        inside = inside | jnp.isnan(found.value)
+        return Estimate(jnp.where(inside, found.value, jnp.inf), jnp.where(inside, found.standard_error, 0))
+    return jnp.where(inside | jnp.isnan(found), found, jnp.inf)
 
 
 def _names(sides: tuple) -> str:
@@ -44,16 +91,20 @@ def _of_one_batch(sides: tuple) -> tuple:
     """Both of one kind of event; families with one batch shape and one dtype."""
     if len({is_discrete(x) for x in sides}) > 1:
         raise ValueError(f"p and q must both be discrete or both continuous; got {_names(sides)}.")
-    if len({event_dimensions(x) for x in sides}) > 1:
-        raise ValueError(f"p and q must be of events of one shape; got {_names(sides)}.")
+    _require_one_event(sides)
     families = [x for x in sides if isinstance(x, Family)]
     try:
-        shape = jnp.broadcast_shapes(*(x.batch_shape for x in families))
+        shape = jnp.broadcast_shapes(*(batch_shape(x) for x in sides))
     except ValueError:
-        shapes = " and ".join(str(x.batch_shape) for x in families)
+        shapes = " and ".join(str(batch_shape(x)) for x in sides)
         raise ValueError(f"p and q must have one batch shape; got {shapes}.") from None
     widest = max((x.dtype for x in families), key=lambda dtype: dtype.itemsize, default=None)
     return tuple(x.in_batch(shape, widest) if isinstance(x, Family) else x for x in sides)
+
+
+def _require_one_event(sides: tuple) -> None:
+    if len({event_shape(x) for x in sides if not is_pair(x)}) > 1 or len({event_dimensions(x) for x in sides}) > 1:
+        raise ValueError(f"p and q must be of events of one shape; got {_names(sides)}.")
 
 
 def _closed(measure: str, sides: tuple[Any, ...], beta: float) -> Array | None:
@@ -71,16 +122,11 @@ def _closed(measure: str, sides: tuple[Any, ...], beta: float) -> Array | None:
         if measure == "kl_divergence" and exact is not None:
             own = p.expected_log_prob(p)
             exact = None if own is None else jnp.maximum(exact + own, 0)
-    return None if exact is None else jnp.where(_contained(p, q), exact, jnp.inf)
+    return exact
 
 
 def _minus(x: Array | None) -> Array | None:
     return None if x is None else -x
-
-
-def _contained(p: Family, q: Family) -> Array:
-    """Whether p's support lies in q's."""
-    return (jnp.asarray(p.low) >= jnp.asarray(q.low)) & (jnp.asarray(p.high) <= jnp.asarray(q.high))
 
 
 def _finite(measure: str, sides: tuple[Any, ...], beta: float) -> Array:

@@ -4,6 +4,7 @@ What is not in the table keeps its own ``log_prob`` and ``sample``: quadrature a
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,14 +36,42 @@ def _binary_logits(given) -> Array:
     return jnp.log(given.probs) - jnp.log1p(-given.probs) if logits is None else logits
 
 
+def _rate(given) -> Array:
+    """A rate, or the exponential of the logarithm that was given in its place."""
+    rate = getattr(given, "rate", None)
+    return jnp.exp(given.log_rate) if rate is None else rate
+
+
 def _multivariate(given) -> Family:
-    """By whatever holds the lower triangle: numpyro's and distrax's attribute, or the operator of TensorFlow Probability."""
-    for name in ("scale_tril", "scale_tri"):
-        if hasattr(given, name):
-            return MultivariateNormal(given.loc, getattr(given, name))
-    if hasattr(given, "scale_diag"):
-        return MultivariateNormal(given.loc, given.scale_diag[..., None] * jnp.eye(given.scale_diag.shape[-1]))
-    return MultivariateNormal(given.loc, given.scale.to_dense())
+    """At 0 where no mean was given."""
+    scale = _lower_factor(given)
+    return MultivariateNormal(jnp.zeros(scale.shape[-1], scale.dtype) if given.loc is None else given.loc, scale)
+
+
+def _lower_factor(given) -> Array:
+    """The lower triangular factor of the covariance, of positive diagonal, by whatever holds a factor: an attribute
+    (numpyro, distrax), or the operator of TensorFlow Probability. ``U U^T`` of an upper one is ``R^T R`` for ``U^T = Q R``.
+    The sign of a column does not change the product."""
+    factor = next((x for name in ("scale_tril", "scale_tri") if (x := getattr(given, name, None)) is not None), None)
+    diagonal = getattr(given, "scale_diag", None)
+    if factor is None:
+        factor = given.scale.to_dense() if diagonal is None else diagonal[..., None] * jnp.eye(diagonal.shape[-1])
+    if not getattr(given, "is_lower", True):
+        factor = jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(factor, -1, -2))[1], -1, -2)
+    return factor * jnp.where(jnp.diagonal(factor, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :].astype(factor.dtype)
+
+
+def _expanded(given) -> Any:
+    base = recognised(given.base_dist)
+    return base.in_batch(tuple(given.batch_shape), base.dtype) if isinstance(base, Family) else given
+
+
+def _independent(given) -> Any:
+    """Independent normal variables as a vector."""
+    base = recognised(base_of(given))
+    if not isinstance(base, Normal) or len(given.event_shape) != 1:
+        return given
+    return MultivariateNormal(base.loc, base.scale[..., None] * jnp.eye(base.scale.shape[-1], dtype=base.dtype))
 
 
 _location_scale = ("loc", "scale")
@@ -51,11 +80,12 @@ CONVERSIONS: dict[str, Callable[[Any], Family]] = {
     "LogNormal": _fields(LogNormal, *_location_scale),
     "Laplace": _fields(Laplace, *_location_scale),
     "Exponential": _fields(Exponential, "rate"),
-    "Gamma": _fields(Gamma, "concentration", "rate"),
+    "Gamma": lambda given: Gamma(given.concentration, _rate(given)),
+    "BetaProportion": lambda given: Beta(*_concentrations(given)),
     "Beta": lambda given: Beta(*((given.alpha, given.beta) if hasattr(given, "alpha") else _concentrations(given))),
     "Uniform": _fields(Uniform, "low", "high"),
     "Dirichlet": _fields(Dirichlet, "concentration"),
-    "Poisson": _fields(Poisson, "rate"),
+    "Poisson": lambda given: Poisson(_rate(given)),
     "Categorical": lambda given: Categorical(_logits(given)),
     "CategoricalProbs": lambda given: Categorical(jnp.log(given.probs)),
     "CategoricalLogits": lambda given: Categorical(given.logits),
@@ -67,6 +97,8 @@ CONVERSIONS: dict[str, Callable[[Any], Family]] = {
     "MultivariateNormalTriL": _multivariate,
     "MultivariateNormalDiag": _multivariate,
     "MultivariateNormalFullCovariance": _multivariate,
+    "ExpandedDistribution": _expanded,
+    "Independent": _independent,
 }
 
 
@@ -76,10 +108,63 @@ def _concentrations(given) -> tuple[Array, Array]:
 
 def recognised(distribution) -> Any:
     """The family here that a distribution of another library is, or the distribution itself."""
-    if type(distribution).__module__.partition(".")[0] not in LIBRARIES:
-        return distribution
-    conversion = CONVERSIONS.get(type(distribution).__name__)
+    conversion = CONVERSIONS.get(type(distribution).__name__) if _library(distribution) in LIBRARIES else None
     return conversion(distribution) if conversion else distribution
+
+
+def _library(distribution) -> str:
+    return type(distribution).__module__.partition(".")[0]
+
+
+# --- distributions made of others -------------------------------------------------------------------
+
+
+def base_of(distribution) -> Any:
+    """What an object of another library is made of: ``base_dist`` in numpyro, ``distribution`` in the others."""
+    return distribution.base_dist if hasattr(distribution, "base_dist") else distribution.distribution
+
+
+def is_independent(distribution) -> bool:
+    """Whether it is a batch of distributions whose last axes are taken as one event."""
+    return _library(distribution) in LIBRARIES and type(distribution).__name__ == "Independent"
+
+
+def mask_of(distribution) -> Any:
+    """The mask under which log-densities and measures are 0 where it is False; None of an unmasked distribution."""
+    if _library(distribution) not in LIBRARIES:
+        return None
+    return {"MaskedDistribution": lambda: distribution._mask, "Masked": lambda: distribution.validity_mask}.get(
+        type(distribution).__name__, lambda: None
+    )()
+
+
+# --- what a distribution says of itself --------------------------------------------------------------
+
+COUNTS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
+    "Binomial": lambda given: (0.0, given.total_count),
+    "BetaBinomial": lambda given: (0.0, given.total_count),
+    "Geometric": lambda given: (0.0, math.inf),
+    "NegativeBinomial": lambda given: (0.0, math.inf),
+    "Skellam": lambda given: (-math.inf, math.inf),
+    "Zipf": lambda given: (1.0, math.inf),
+}
+
+
+def counts(distribution) -> tuple[Any, Any] | None:
+    """The ends of the support of the discrete distributions of TensorFlow Probability, which say neither the ends nor, their
+    dtype being that of the parameters, that they are discrete."""
+    if _library(distribution) != "tensorflow_probability":
+        return None
+    ends = COUNTS.get(type(distribution).__name__)
+    return None if ends is None else ends(distribution)
+
+
+def at_counts(distribution, x: Array) -> Array:
+    """Points in the dtype that an object expects: integers for a discrete one, whose own dtype may be floating."""
+    if isinstance(distribution, Family) or not is_discrete(distribution):
+        return x
+    dtype = getattr(distribution, "dtype", None)
+    return x.astype(jnp.int32 if dtype is None else dtype)
 
 
 def is_distribution(x) -> bool:
@@ -118,26 +203,50 @@ def describe(distribution) -> str:
     return "a pair of callables" if is_pair(distribution) else type(distribution).__name__
 
 
-def event_dimensions(distribution) -> int:
+def event_shape(distribution) -> tuple[int, ...]:
     if isinstance(distribution, Family):
-        return distribution.event_dimensions
-    return len(tuple(getattr(distribution, "event_shape", ())))
+        dimensions = distribution.event_dimensions
+        return jax.tree_util.tree_leaves(distribution)[0].shape[-dimensions:] if dimensions else ()
+    return tuple(getattr(distribution, "event_shape", ()))
+
+
+def event_dimensions(distribution) -> int:
+    return len(event_shape(distribution))
+
+
+def batch_shape(distribution) -> tuple[int, ...]:
+    return tuple(getattr(distribution, "batch_shape", ()))
+
+
+def can_sample(distribution) -> bool:
+    return (distribution[1] if is_pair(distribution) else getattr(distribution, "sample", None)) is not None
 
 
 def sampled_location(distribution) -> tuple[Array, Array]:
     """Where most of a distribution lies: median, and half of the range of the middle 70 % (of a normal about one standard
-    deviation), of 1024 samples. Only a hint of where to put nodes: no gradient."""
+    deviation), of 1024 samples."""
     drawn = draw(distribution, jax.random.key(0), 1024)
     drawn = drawn.astype(statistics_dtype(drawn.dtype))
     low, middle, high = jnp.quantile(drawn, jnp.array([0.15, 0.5, 0.85], drawn.dtype), axis=0)
-    spread = 0.5 * (high - low)
-    return jax.lax.stop_gradient(middle), jax.lax.stop_gradient(jnp.where(spread > 0, spread, 1))
+    return middle, 0.5 * (high - low)
+
+
+def kinks(distribution) -> tuple[Array, ...]:
+    """Points where a log-density may not be smooth: of an object of another library its ``loc`` and ``peak``, for where a
+    density has a kink it is there."""
+    if isinstance(distribution, Family):
+        return distribution.kinks()
+    shape = batch_shape(distribution)
+    marked = [jnp.asarray(x) for name in ("loc", "peak") if (x := getattr(distribution, name, None)) is not None]
+    return tuple(x for x in marked if x.ndim <= len(shape) and jnp.broadcast_shapes(x.shape, shape) == shape)
 
 
 def is_discrete(distribution) -> bool:
     """By what the library says, or else by the type of a sample."""
     if isinstance(distribution, Family):
         return distribution.discrete
+    if counts(distribution) is not None:
+        return True
     support = getattr(distribution, "support", None)
     said = getattr(support, "is_discrete", None)
     if said is not None:

@@ -28,16 +28,19 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Quadrature:
-    """The double-exponential rule with ``points`` nodes between any two of: the ends of p's support, its centre, the kinks
-    of both densities. For discrete p the sum over all outcomes between two known ends, else over ``4 points`` integers around
-    its mean: consecutive ones, or, where these do not reach 10 standard deviations, every second, fourth, ... one.
+    """The double-exponential rule with ``points`` nodes between any two of: the ends of the supports, the centres of both
+    densities and 8 spreads to each side, their kinks. For discrete p the sum over all outcomes between two known ends, else
+    over ``4 points`` integers around its centre: consecutive ones or, where these do not reach 10 standard deviations, every
+    second, fourth, ... one.
 
     A substitution of the variable makes every integrand die out doubly exponentially, so that the plain sum converges
-    exponentially, at ends where the density is infinite and over infinite intervals too. float32 gives about six digits, 64
-    bits about twelve; where a density is infinite at an end other than 0, as that of Beta(0.5, 0.5) at 1, half of them.
+    exponentially, at ends where the density is infinite and over infinite intervals too. float32 gives about six digits of
+    the largest term of a log-density, 64 bits about twelve; where a density is infinite at an end other than 0, as that of
+    Beta(0.5, 0.5) at 1, half of them. An integral that misses more of p than that, or whose outermost nodes still count, is
+    an error (NaN under ``jit``).
 
-    ``low`` and ``high`` are the ends of the support of a distribution that does not say them (an object of another library
-    or a pair of callables); None: the whole line.
+    ``low`` and ``high`` are the ends of the support of a distribution that does not say them (an object without a
+    ``support``, or a pair of callables); None: what it says, or else the whole line.
 
     Source: Takahasi and Mori 1974, Publ. RIMS 9, 721-741.
     """
@@ -56,6 +59,10 @@ class MonteCarlo:
 
     Its gradient is unbiased for any p with a ``log_prob``, whether or not its samples can be differentiated:
     ``E[grad f + (f - mean f) grad log p]``. Source: Williams 1992, section 5.
+
+    Samples of Gamma, Beta and Dirichlet are drawn as logarithms, so that concentrations below 1 lose nothing at the ends. A
+    sample that rounds to an end of a support is moved to the next float inside. A value that is +inf because q's support
+    does not hold p's has no error: 0.
     """
 
     key: Array
