@@ -29,8 +29,8 @@ class Grid:
 @dataclasses.dataclass(frozen=True)
 class Quadrature:
     """The double-exponential rule with ``points`` nodes between any two of: the ends of p's support, its centre, the kinks
-    of both densities. For discrete p the sum over all outcomes between two known ends, else over ``4 points`` integers around
-    its mean: consecutive ones, or, where these do not reach 10 standard deviations, every second, fourth, ... one.
+    of both densities. For discrete p the sum over all outcomes between two known ends, else over ``4 points`` integers
+    around its mean: consecutive ones, or, where these do not reach 10 standard deviations, every second, fourth, ... one.
 
     A substitution of the variable makes every integrand die out doubly exponentially, so that the plain sum converges
     exponentially, at ends where the density is infinite and over infinite intervals too. float32 gives about six digits, 64
