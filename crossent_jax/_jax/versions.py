@@ -53,9 +53,9 @@ def regrouped(x, axes: int, shape: tuple[Any, ...], like):
 
 def whole_along(x, axis: int):
     """``x`` with an axis that is not split, on an Explicit mesh."""
-    if not is_split(x, axis):
-        return x
     sharding = explicit_sharding(x)
+    if sharding is None or not is_split(x, axis):
+        return x
     spec = [None if i == axis % x.ndim else names for i, names in enumerate(sharding.spec)]
     return jax.sharding.reshard(x, sharding.update(spec=jax.P(*spec)))
 

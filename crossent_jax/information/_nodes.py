@@ -156,7 +156,8 @@ def _outer(said, end: Array, count: int, start: Array, spread: Array, upwards: b
     bounded = _finite(*steps, start, end) if upwards else _finite(*steps, end, start)
     if isinstance(said, float):
         return bounded
-    return Nodes(*(jnp.where(infinite, *both) for both in zip(unbounded[:2], bounded[:2], strict=True)))
+    points, weights = (jnp.where(infinite, *both) for both in zip(unbounded[:2], bounded[:2], strict=True))
+    return Nodes(points, weights)
 
 
 def _steps(dtype, count: int, dimensions: int, rate: float) -> tuple[Array, float]:
