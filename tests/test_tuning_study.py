@@ -29,8 +29,9 @@ def search(space, trial=total, **options):
     return tuning.search(trial, space, **options)
 
 
-def values(study):
-    return [trial.value for trial in study.trials]
+def values(study, state=TrialState.COMPLETE):
+    """In the order of the trials."""
+    return [trial.value or 0.0 for trial in study.get_trials(states=(state,))]
 
 
 def seen(path):
@@ -151,7 +152,7 @@ def test_a_grid_is_whole_whatever_was_there(tmp_path, monkeypatch):
     search(space, sampler="random", trials=3, storage=path).enqueue_trial({"x": 2})
     study = search(space, storage=path)
     ended = study.get_trials(states=(TrialState.COMPLETE,))
-    assert sorted(t.value for t in ended if "grid_point" in t.user_attrs) == [1, 2, 3]
+    assert sorted(t.value or 0.0 for t in ended if "grid_point" in t.user_attrs) == [1, 2, 3]
     assert len(ended) == len(study.trials) == 7
 
 
@@ -223,7 +224,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
         patch.setattr(optuna.Study, "tell", interrupted)
         search({"x": [1, 2, 3]}, storage=path)
     study = search({"x": [1, 2, 3]}, storage=path)
-    assert sorted(t.value for t in study.get_trials(states=(TrialState.COMPLETE,))) == [1, 2, 3]
+    assert sorted(values(study)) == [1, 2, 3]
 
 
 def test_a_trial_that_another_process_took_for_lost(monkeypatch):
@@ -239,7 +240,7 @@ def test_a_trial_that_another_process_took_for_lost(monkeypatch):
 
     monkeypatch.setattr("crossent_jax.tuning._search.ask", ask)
     study = search({"x": [1, 2]})
-    assert sorted(t.value for t in study.get_trials(states=(TrialState.COMPLETE,))) == [1, 2]
+    assert sorted(values(study)) == [1, 2]
     assert lost[0].number == 0 and study.trials[0].state == TrialState.FAIL
 
 
@@ -298,6 +299,14 @@ def test_integers_of_numpy_are_integers():
 def test_sizes_of_training_are_integers(size):
     with pytest.raises(TypeError, match="batch_size is static and must be an integer of at least 1; got"):
         tuning.training(total, total, total, total, steps=1, batch_size=size)
+
+
+def test_a_size_that_is_searched_is_static():
+    def trial(hyper, key):
+        return tuning.training(total, total, total, total, steps=hyper["steps"], batch_size=1)
+
+    with pytest.raises(TypeError, match="steps is static .* got a traced array, int32.*belongs to static="):
+        search({"steps": [1, 2]}, trial)
 
 
 def test_functions_in_memory():

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 LARGEST_SEED = 2**31 - 1  # of NumPy's generators 2**32 - 1, and the number of trials is added
 
@@ -16,11 +17,12 @@ def integer(name: str, value: Any, least: int = 1, most: int | None = None) -> i
     """A Python or NumPy integer in [least, most]; True is not one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is static and must be an integer of at least {least}; got {_described(value)}.")
+    value = int(value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}.")
     if most is not None and value > most:
         raise ValueError(f"{name} must be at most {most}; got {value}.")
-    return int(value)
+    return value
 
 
 def function(name: str, value: Any) -> Callable:
@@ -63,7 +65,7 @@ def address(value: Any) -> str | None:
 
 def _described(value: Any) -> str:
     """The type and, where it is short, the value."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return f"a traced array, {value.aval.str_short()}: a hyper-parameter that is needed here belongs to static="
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 80 else f"an object of type {type(value).__name__}"
