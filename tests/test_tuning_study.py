@@ -36,7 +36,7 @@ def values(study, state=TrialState.COMPLETE):
 
 def seen(path):
     """All that a file holds of the study."""
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{path}")
+    study = optuna.load_study(study_name="search", storage=_storage.open_storage(path))
     return [(t.state, t.params, t.value, t.user_attrs, t.system_attrs) for t in study.trials], study.user_attrs
 
 
@@ -116,7 +116,7 @@ def test_other_names_are_refused(after, message, tmp_path):
 )
 def test_what_is_queued_is_of_the_space(queued, message, tmp_path):
     path = tmp_path / "study.sqlite3"
-    optuna.create_study(storage=f"sqlite:///{path}", study_name="search").enqueue_trial(queued)
+    optuna.create_study(storage=_storage.open_storage(path), study_name="search").enqueue_trial(queued)
     held = seen(path)
     with pytest.raises(ValueError, match=message):
         search({"x": IntDistribution(0, 3)}, sampler="random", trials=2, storage=path)
@@ -126,7 +126,7 @@ def test_what_is_queued_is_of_the_space(queued, message, tmp_path):
 @pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
 def test_a_study_that_does_not_minimise_is_refused(directions, tmp_path):
     path = tmp_path / "study.sqlite3"
-    optuna.create_study(storage=f"sqlite:///{path}", study_name="search", directions=directions)
+    optuna.create_study(storage=_storage.open_storage(path), study_name="search", directions=directions)
     with pytest.raises(ValueError, match=f"'search' in this storage was made to {directions[0]}.*Give another name"):
         search({"x": [1, 2]}, storage=path)
     assert seen(path) == ([], {})
@@ -135,7 +135,7 @@ def test_a_study_that_does_not_minimise_is_refused(directions, tmp_path):
 def test_another_programs_study_goes_on(tmp_path):
     """Its trials count, and what it wrote beside them stays."""
     path = tmp_path / "study.sqlite3"
-    theirs = optuna.create_study(storage=f"sqlite:///{path}", study_name="search")
+    theirs = optuna.create_study(storage=_storage.open_storage(path), study_name="search")
     theirs.set_user_attr("who", "theirs")
     theirs.enqueue_trial({"x": 0.0})
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1) + 1, n_trials=2)
