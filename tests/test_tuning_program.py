@@ -83,8 +83,8 @@ def test_every_example_once_an_epoch():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"steps": 0, "batch_size": 5}, "steps and batch_size must be at least 1; got 0 and 5"),
-        ({"steps": 5, "batch_size": 0}, "steps and batch_size must be at least 1; got 5 and 0"),
+        ({"steps": 0, "batch_size": 5}, "steps must be at least 1; got 0"),
+        ({"steps": 5, "batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"steps": 5, "batch_size": 61}, "batch_size is 61, but there are 60 examples"),
     ],
 )

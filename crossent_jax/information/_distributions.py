@@ -55,8 +55,8 @@ def measure_of_distributions(measure: str, given: tuple, method, beta: float) ->
     sides = _of_one_batch(tuple(recognised(x) for x in given))
     exact = _closed(measure, sides, beta) if method is None or isinstance(method, ClosedForm) else None
     if exact is not None:
-        exact = _infinite_outside(measure, exact, sides)
-        return jnp.where(sides[0].valid() & sides[-1].valid(), exact, jnp.nan)
+        known = sides[0].valid() & sides[-1].valid()
+        return _infinite_outside(measure, jnp.where(known, exact, jnp.nan), sides)
     if isinstance(method, ClosedForm):
         raise ValueError(
             f"no closed form of {measure} is known for {_names(sides)}: pass method=Quadrature() or MonteCarlo(key)."

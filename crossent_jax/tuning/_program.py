@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from optuna.distributions import BaseDistribution
 
-from ._space import as_array
+from ._space import as_array, frozen
 
 
 class Read(Mapping):
@@ -59,6 +59,15 @@ class Programs(NamedTuple):
 
         The number of trials is rounded up to a power of two, the last one repeated, so that few programs are compiled.
         """
+        program, arguments = self._call(hypers)
+        return np.asarray(program(*arguments))[: len(hypers)]
+
+    def trace(self, hypers: Sequence[Mapping[str, Any]]) -> None:
+        """Raises what the trial or the score raises of themselves; the call that follows does not trace again."""
+        program, arguments = self._call(hypers)
+        program.eval_shape(*arguments)
+
+    def _call(self, hypers: Sequence[Mapping[str, Any]]) -> tuple[Any, tuple]:
         count = len(hypers)
         padded = [*hypers, *[hypers[-1]] * (2 ** (count - 1).bit_length() - count)]
         traced = {
@@ -69,10 +78,10 @@ class Programs(NamedTuple):
         fixed = self._fixed(hypers[0])
         if fixed not in self.compiled:
             self.compiled[fixed] = self._program(dict(zip(self.static, fixed, strict=True)))
-        return np.asarray(self.compiled[fixed](traced, len(padded), self.keys, self.data))[:count]
+        return self.compiled[fixed], (traced, len(padded), self.keys, self.data)
 
     def _fixed(self, hyper: Mapping[str, Any]) -> tuple:
-        return tuple(hyper[name] for name in self.static)
+        return tuple(frozen(hyper[name]) for name in self.static)
 
     def _program(self, fixed: Mapping[str, Any]) -> Callable:
         def one(traced, key, data):
@@ -80,9 +89,14 @@ class Programs(NamedTuple):
             value = jnp.asarray(self.score(self.trial(hyper, key, *data)))
             if value.shape:
                 raise ValueError(f"score must return one number for a trial; got shape {value.shape}.")
+            if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+                raise TypeError(f"score must return a real number for a trial; got dtype {value.dtype}.")
             unread = set(hyper) - hyper.read
             if unread:
-                raise ValueError(f"the trial never reads {sorted(unread)}, which the space has: a misspelt name?")
+                raise ValueError(
+                    f"the trial never reads {sorted(unread)}, which the space has: a misspelt name? One that only some "
+                    "static values need is read for all of them."
+                )
             return value
 
         def all_of_them(traced, count, keys, data):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._arguments import function, integer
+
 
 def training(
     init: Callable, loss: Callable, predict: Callable, optimizer: Callable, *, steps: int, batch_size: int
@@ -28,6 +30,7 @@ def training(
         arrays whose first axis is that of the training examples; ``inputs`` are the held-out ones.
 
     Raises:
+        TypeError: ``steps`` or ``batch_size`` not an integer, or one that is not a function.
         ValueError: ``steps`` or ``batch_size`` below 1, or more in a batch than there are examples.
 
     Example:
@@ -51,8 +54,9 @@ def training(
         >>> study.best_params
         {'learning_rate': 1.0, 'smoothing': 0.0}
     """
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size must be at least 1; got {steps} and {batch_size}.")
+    for name, value in {"init": init, "loss": loss, "predict": predict, "optimizer": optimizer}.items():
+        function(name, value)
+    steps, batch_size = integer("steps", steps), integer("batch_size", batch_size)
 
     def trial(hyper, key, examples, inputs):
         start, order = jax.random.split(key)

@@ -18,6 +18,7 @@ TRAPS, CORE, BAD_INPUT, TRANSFORMS, SHARDS, ROW_BLOCKS = (
     f"tests/test_{name}.py" for name in ("traps", "core", "bad_input", "transforms", "sharding", "row_blocks")
 )
 FINITE = "tests/test_finite_logits.py"
+STUDY = "tests/test_tuning_study.py"
 BENCHMARKS, RESULTS = "../benchmarks", "tests/test_benchmark_results.py"
 DIVERGENCES, LINEAR_DIVERGENCE = "tests/test_divergences.py", "tests/test_linear_divergence.py"
 CONTRASTIVE = "tests/test_contrastive.py"
@@ -828,6 +829,48 @@ BUGS = (
         "jax.lax.psum_scatter(x, axis_name, tiled=True)",
         "jax.lax.psum_scatter(x.astype(jnp.bfloat16), axis_name, tiled=True)",
         "tests/test_sixteen_bit_heads.py::test_contrastive_parts_are_added_up_in_float32",
+    ),
+    Bug(
+        "tuning: a study that maximises gives its worst trial as the best",
+        "tuning/_resume.py",
+        "if study.directions != [StudyDirection.MINIMIZE]:",
+        "if len(study.directions) > 1:",
+        f"{STUDY}::test_a_study_that_does_not_minimise_is_refused[directions0]",
+    ),
+    Bug(
+        "tuning: a study of another range goes on",
+        "tuning/_resume.py",
+        "if held != chosen[name]:",
+        "if type(held) is not type(chosen[name]):",
+        f"{STUDY}::test_a_changed_space_is_refused_by_name[range]",
+    ),
+    Bug(
+        "tuning: random trials of an earlier call count as points of a grid",
+        "tuning/_search.py",
+        "TrialState.PRUNED, of_grid=of_grid)",
+        "TrialState.PRUNED)",
+        f"{STUDY}::test_a_grid_is_whole_whatever_was_there",
+    ),
+    Bug(
+        "tuning: static values that are equal stand for each other",
+        "tuning/_space.py",
+        "if repr(same) != repr(value):",
+        "if same != value:",
+        f"{STUDY}::test_wrong_arguments_are_named[equal static values]",
+    ),
+    Bug(
+        "tuning: an integer among floats is rounded",
+        "tuning/_space.py",
+        "return abs(value) < 2**127 and int(np.float32(value)) == value",
+        "return abs(value) < 2**127",
+        f"{STUDY}::test_wrong_arguments_are_named[int among floats]",
+    ),
+    Bug(
+        "tuning: a number beyond float32 is infinite",
+        "tuning/_space.py",
+        "return 0 < abs(float(np.float32(value))) < math.inf",
+        "return 0 < abs(float(np.float32(value)))",
+        f"{STUDY}::test_wrong_arguments_are_named[float64]",
     ),
     Bug(
         "information: bits are nats",
