@@ -282,9 +282,6 @@ class Laplace(Family):
     scale: Array
     positive = ("scale",)
 
-    def kinks(self):
-        return (self.loc,)
-
     def _log_prob(self, x):
         return -jnp.abs(quotient(x - self.loc, self.scale)) - jnp.log(2 * self.scale)
 

@@ -96,10 +96,6 @@ class Family:
     low: float | Array = -INFINITY
     high: float | Array = INFINITY
 
-    def kinks(self) -> tuple[Array, ...]:
-        """Points inside the support where the log-density is not smooth."""
-        return ()
-
     def log_prob(self, x) -> Array:
         """Log-density at x: the batch's shape (then the event's), after any axes of samples.
 

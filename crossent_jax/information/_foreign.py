@@ -233,9 +233,9 @@ def sampled_location(distribution) -> tuple[Array, Array]:
 
 def kinks(distribution) -> tuple[Array, ...]:
     """Points where a log-density may not be smooth: of an object of another library its ``loc`` and ``peak``, for where a
-    density has a kink it is there."""
+    density has a kink it is there. The kink of a family, that of Laplace's, is its centre."""
     if isinstance(distribution, Family):
-        return distribution.kinks()
+        return ()
     shape = batch_shape(distribution)
     marked = [jnp.asarray(x) for name in ("loc", "peak") if (x := getattr(distribution, name, None)) is not None]
     return tuple(x for x in marked if x.ndim <= len(shape) and jnp.broadcast_shapes(x.shape, shape) == shape)
