@@ -108,12 +108,14 @@ def _apart_from_forward(operands: Operands, state: State) -> tuple[Operands, Sta
     """Keep XLA from sharing the forward pass's exponentials with the gradient where that costs memory.
 
     For 16-bit logits the shared array would be float32, twice the size of the gradient itself (measured on a CPU: 64 MiB at
-    2048 x 8192, and 1.5 times the time). For float32 the shared array becomes the gradient in place, which is faster.
+    2048 x 8192, and 1.5 times the time). The temperature too: broadcast once for both, it would be an array of the logits'
+    size. For float32 the shared array becomes the gradient in place, which is faster.
     """
     if operands.logits.dtype.itemsize > 2:
         return operands, state
-    logits, maximum = jax.lax.optimization_barrier((operands.logits, state.maximum))
-    return operands._replace(logits=logits), state._replace(maximum=maximum)
+    given = operands.logits, operands.temperature, state.maximum
+    logits, temperature, maximum = jax.lax.optimization_barrier(given)
+    return operands._replace(logits=logits, temperature=temperature), state._replace(maximum=maximum)
 
 
 def _dropped(wanted: Wanted, operands: Operands, classes: "_Classes", g: State) -> Array | None:
@@ -134,8 +136,8 @@ def _zero(dropped: Maybe, gradient: Array) -> Array:
 
 
 class _Classes(NamedTuple):
-    """Per class: d and e, both 0 where masked, and which are allowed. ``allowed`` is None where a -inf logit needs
-    no care: then d is -inf and e is 0 at it, and only a label on it notices."""
+    """Per class: d and e, both 0 where masked, and which are allowed. Where nothing but e and products with it are made of d
+    it is -inf there, and ``allowed`` is None where a -inf logit needs no care: only a label on it notices."""
 
     d: Array
     e: Array
@@ -145,14 +147,15 @@ class _Classes(NamedTuple):
 def _classes(wanted: Wanted, operands: Operands, maximum: Array) -> _Classes:
     dtype, z = maximum.dtype, operands.logits
     shift = jnp.expand_dims(as_shift(maximum), wanted.axis)
-    if _is_plain(wanted, operands):
-        d = z.astype(dtype) - shift
+    alone = _needs_exponentials_alone(wanted, operands)
+    if _is_plain(wanted, operands) or (alone and wanted.softcap is None and operands.class_mask is None):
+        d = _over_temperature(operands, z.astype(dtype) - shift)
         return _Classes(d, jnp.exp(d), None)
     allowed = _allowed(wanted, operands)
     c = capped(jnp.where(allowed, z, 0).astype(dtype), wanted.softcap)
-    if _needs_exponentials_alone(wanted, operands):
-        d = (c - shift) if operands.temperature is None else (c - shift) / operands.temperature
-        return _Classes(jnp.where(allowed, d, 0), jnp.where(allowed, jnp.exp(d), 0), allowed)
+    if alone:
+        d = jnp.where(allowed, _over_temperature(operands, c - shift), -jnp.inf)
+        return _Classes(d, jnp.exp(d), allowed)
     d = jnp.where(allowed, distance(c, shift, operands.temperature), 0)
     return _Classes(d, jnp.where(allowed, jnp.exp(at_least(d, NOTHING)), 0), allowed)
 
@@ -164,9 +167,14 @@ def _is_plain(wanted: Wanted, operands: Operands) -> bool:
 
 
 def _needs_exponentials_alone(wanted: Wanted, operands: Operands) -> bool:
-    """Whether d may be -inf where e is 0, since nothing but e is made of it: no product of it, no derivative by JAX."""
-    products = wanted.entropy or wanted.target_exp or is_soft(operands.target) or operands.prior is not None
+    """Whether d may be -inf where e is 0, since nothing but e and products with it are made of d, which take it as
+    ``at_least(d, NOTHING)``: no product with a target, no derivative by JAX."""
+    products = wanted.target_exp or is_soft(operands.target) or operands.prior is not None
     return not products and not wanted.differentiated_by_jax
+
+
+def _over_temperature(operands: Operands, apart: Array) -> Array:
+    return apart if operands.temperature is None else apart / operands.temperature
 
 
 def _allowed(wanted: Wanted, operands: Operands) -> Bool[Array, "..."]:
