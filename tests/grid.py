@@ -15,7 +15,7 @@ from crossent_jax.backends import BACKENDS as ALL_BACKENDS
 
 from .compiling import QUICK
 
-BACKENDS = ("xla", "reference")
+BACKENDS = tuple(ALL_BACKENDS)
 CUSTOM_VJP_BACKENDS = tuple(name for name in BACKENDS if ALL_BACKENDS[name].dense_gradient is not None)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 CLASSES = (1, 2, 10, 1000, 50257, 262144)

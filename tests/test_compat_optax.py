@@ -32,7 +32,7 @@ NAMES = (
     "smooth_labels",
 )
 SOFTMAX = NAMES[:4]
-BACKENDS = ("xla", "reference")
+BACKENDS = grid.BACKENDS
 
 
 def of_optax(name, *args, **kwargs):

@@ -2,8 +2,8 @@
 
 A group is a typed dictionary whose annotations carry the defaults. A function takes ``**options: Unpack[T]`` for a T that
 joins its groups, which is what type checkers and editors read; :func:`takes` writes the same into the signature that
-``help`` shows, and :func:`completed` fills in the defaults and refuses a name that the signature does not have. A new option
-is a line here, its formula, and its test.
+``help`` shows, and :func:`completed` fills in the defaults and refuses a name that the signature does not have. What else a
+new option needs is in ``CONTRIBUTING.md``.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""The loss of a row, from its statistics. Every option is written here, once.
+"""The loss of a row, from its statistics. Every option of the losses over classes is written here, once.
 
     loss = (1 - eps) w phi(nll) + eps ce_prior + w (lambda lse^2 - eta entropy + kappa (mass - p_y))
 

@@ -383,7 +383,11 @@ def _masks(where, shape: tuple[int, ...], axis: Axes) -> tuple[Array | None, Arr
 
 
 def _boolean(where, shape: tuple[int, ...]) -> Array:
-    return checks.boolean("where", jnp.broadcast_to(checks.array("where", where), shape))
+    where = checks.boolean("where", where)
+    try:
+        return jnp.broadcast_to(where, shape)
+    except ValueError:
+        raise ValueError(f"where must broadcast to shape {shape}; got {where.shape}.") from None
 
 
 def _as_tuple(axis: Axes, ndim: int) -> tuple[int, ...]:
