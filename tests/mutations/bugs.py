@@ -497,8 +497,8 @@ BUGS = (
     Bug(
         "linear: the head's gradient is added up in its own dtype (a peer: 4.3 % off)",
         "_linear/chunk.py",
-        'part.dtype if name in ("hidden", "target") else dtype',
-        "part.dtype",
+        'written_dtype(part, primal, scaled_later) if name in ("hidden", "target") else dtype',
+        "written_dtype(part, primal, scaled_later)",
         "tests/test_linear_values.py::test_gradients_add_up_in_float32_over_many_chunks",
     ),
     Bug(
@@ -574,8 +574,8 @@ BUGS = (
     Bug(
         "linear: the structure of the residuals tells what is differentiated (wrong or refused on a second trace)",
         "_linear/fused.py",
-        "return total, (filled(sums, parts_of(fused)), *gradients, fused)",
-        "return total, (sums, *gradients, fused)",
+        "return total, (filled(sums, parts_of(given)), *gradients, given)",
+        "return total, (sums, *gradients, given)",
         "tests/test_linear_transforms.py::test_one_call_with_a_trained_and_with_a_frozen_head",
     ),
     Bug(
