@@ -88,7 +88,10 @@ def test_float16_rows_that_are_nan_or_huge():
     """The others keep their own gradients."""
     hidden = HIDDEN.astype(jnp.float16).at[3].set(jnp.nan)
     weights = jnp.ones(ROWS).at[5].set(1e30).at[3].set(1)
-    loss = lambda x, w: crossent_jax.linear_cross_entropy(x, w, LABELS, row_weights=weights, reduction="none")[7]  # noqa: E731
+
+    def loss(x, w):
+        return crossent_jax.linear_cross_entropy(x, w, LABELS, row_weights=weights, reduction="none")[7]
+
     right = gradients(
         lambda x, w: -log_probs(x[7:8], w, LABELS[7:8])[0], HIDDEN.astype(jnp.float16).astype(jnp.float32), HEAD
     )

@@ -98,12 +98,8 @@ def _one_form(name: str, value, log_value):
 def _kl_of_arrays(reduction: str, axis: int, p_is_log: bool, q_is_log: bool, p: Array, q: Array, valid) -> Any:
     widest = max(p.dtype, q.dtype, key=lambda dtype: statistics_dtype(dtype).itemsize)
     p, q = (x.astype(statistics_dtype(widest)) for x in (p, q))
-    if not (p_is_log or q_is_log):
-        pair, apart = integrands.from_both_probabilities(q, p), p - q
-    else:
-        log_q = q if q_is_log else integrands.log_probabilities(q, p != (-jnp.inf if p_is_log else 0))
-        pair = integrands.from_logs(log_q, p) if p_is_log else integrands.from_probabilities(log_q, p)
-        apart = pair.t - jnp.exp(pair.log_p)
+    pair = integrands.from_forms(q, p, q_is_log, p_is_log)
+    apart = pair.t - jnp.exp(pair.log_p) if p_is_log or q_is_log else p - q
     parts = integrands.kl_in_two(pair, apart)
     rows = keep(valid, jnp.sum(parts[0], axis) + jnp.sum(parts[1], axis))
     return reduce_rows(rows, counted_weights(valid, None, None, jnp.ones_like(rows)), reduction)

@@ -69,6 +69,14 @@ def from_both_probabilities(p: Float[Array, "..."], t: Float[Array, "..."]) -> P
     return Pair(log_p, jnp.where(present, t, 0), jnp.where(present, log_ratio, jnp.where(jnp.isnan(p), p, 0)), present)
 
 
+def from_forms(p: Float[Array, "..."], t: Float[Array, "..."], p_is_log: bool, t_is_log: bool) -> Pair:
+    """Pair of two arrays of one dtype, each probabilities or their logarithms."""
+    if not (p_is_log or t_is_log):
+        return from_both_probabilities(p, t)
+    log_p = p if p_is_log else log_probabilities(p, t != (-jnp.inf if t_is_log else 0))
+    return from_logs(log_p, t) if t_is_log else from_probabilities(log_p, t)
+
+
 def kl(pair: Pair) -> Float[Array, "..."]:
     """``t (log t - log p)``: of either sign, and any sums of p and t."""
     return pair.t * pair.log_ratio

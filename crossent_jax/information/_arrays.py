@@ -59,11 +59,8 @@ def kl_of_arrays(p, q, log_p, log_q, axis: int) -> Array:
     """``sum_i q_i - p_i + p_i log(p_i / q_i)``: the terms beside the logarithm add up to 0, and none of the sum is negative.
     Without them the rounding of two sums of 1 would be a divergence, of either sign."""
     (p_value, log_p_value, axis), (q_value, log_q_value, _) = pair(p, q, log_p, log_q, axis)
-    if log_p is None and log_q is None:
-        both = integrands.from_both_probabilities(q_value, p_value)
-    else:
-        log = log_q_value if log_q is not None else integrands.log_probabilities(q_value, p_value != 0)
-        both = integrands.from_probabilities(log, p_value) if log_p is None else integrands.from_logs(log, log_p_value)
+    first, second = (p_value if log_p is None else log_p_value), (q_value if log_q is None else log_q_value)
+    both = integrands.from_forms(second, first, log_q is not None, log_p is not None)
     return jnp.sum(integrands.generalized_kl(both), axis)
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Array
 from ._family import Family
 from ._foreign import can_sample, event_dimensions, is_discrete, kinks, sampled_location
 from ._methods import Grid, Quadrature
-from ._support import Support, is_infinite, support_of
+from ._support import Support, is_finite, is_infinite, support_of
 
 REACH = 8
 
@@ -111,7 +111,7 @@ def _integers(low, high, centre: Array, spread: Array, count: int) -> Nodes:
     By Poisson's summation formula a sum over every h-th integer, times h, misses of a smooth function of width s about
     ``exp(-2 (pi s / h)^2)``; 1024 integers have s / h at least 25. Powers of two are exact where integers no longer are.
     """
-    if _is_finite(low) and _is_finite(high) and high - low < MOST_OUTCOMES:
+    if is_finite(low) and is_finite(high) and high - low < MOST_OUTCOMES:
         points = jnp.arange(math.ceil(low), math.floor(high) + 1, dtype=centre.dtype).reshape(-1, *(1,) * centre.ndim)
         return Nodes(points, jnp.ones_like(points), (0, -1))
     centre, spread = jax.lax.stop_gradient((centre, spread))
@@ -136,10 +136,6 @@ def _double_exponential(support: Support, centre: Array, spread: Array, found: l
     parts.append(_outer(support.high, high[None], count, breaks[-1], spread[None], upwards=True))
     points, weights = (jnp.concatenate([getattr(part, name) for part in parts]) for name in ("points", "weights"))
     return Nodes(points, weights, tuple(i * count + end for i in range(len(parts)) for end in (0, count - 1)))
-
-
-def _is_finite(end) -> bool:
-    return isinstance(end, float) and math.isfinite(end)
 
 
 def _finite_or(x: Array, other: Array) -> Array:

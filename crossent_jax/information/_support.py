@@ -77,6 +77,11 @@ def is_infinite(end) -> bool:
     return isinstance(end, float) and math.isinf(end)
 
 
+def is_finite(end) -> bool:
+    """Whether an end is known to be finite before any value is."""
+    return isinstance(end, float) and math.isfinite(end)
+
+
 def ends_like(x: Array, support: Support) -> Support:
     """The ends in the dtype and shape of x."""
     return Support(*(jnp.broadcast_to(jnp.asarray(end).astype(x.dtype), x.shape) for end in support))
