@@ -9,9 +9,9 @@ export JOBS
 
 help:
 	@echo "make demo      train a small language model on the standard library's source, beside the naive formula"
-	@echo "make test      the test suite in .venv"
+	@echo "make test      the test suite in .venv: four parameter cases of each test"
 	@echo "make check     lint, types, and one case of every test that starts no process"
-	@echo "make test-all  lint, planted bugs, notebooks, docs, and the suite on the oldest and newest supported jax (needs Python 3.13)"
+	@echo "make test-all  all other cases, lint, planted bugs, notebooks, docs, the oldest and newest supported jax (needs Python 3.13)"
 	@echo "make docs      the documentation site, in docs/_build/html"
 	@echo "make bench     the smoke suite of python -m benchmarks: speed, memory and errors on this machine"
 
@@ -23,10 +23,11 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	$(RUN) -m crossent_jax.demo
 
-# Most programs compiled quickly; then those whose last bits or memory are tested, as users compile them.
+# Most programs compiled quickly; then those whose last bits or memory are tested, as users compile them. Four parameter cases
+# of each test: the leg `cases` of tests.environments runs the others.
 test: $(VENV)/installed
-	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile
-	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m optimized
+	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --part first
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile --part first -m optimized
 
 $(VENV)/lint: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[lint]' && touch $@
@@ -36,7 +37,7 @@ check: $(VENV)/lint
 	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --cases 1 -m "not subprocess"
 
 test-all: $(VENV)/installed
-	$(RUN) -m tests.environments lint mutations peers frameworks notebooks docs benchmarks aot floor newest
+	$(RUN) -m tests.environments cases lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
 lint: $(VENV)/installed
 	$(RUN) -m tests.environments lint

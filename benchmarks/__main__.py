@@ -1,11 +1,11 @@
-"""``python -m benchmarks run | compare | plot | targets | aot | list | env``: see ``--help`` of each."""
+"""``python -m benchmarks run | compare | plot | targets | aot | memory | list | env``: see ``--help`` of each."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from .shapes import DTYPES, MODES, PRESETS, SUITES
+from .shapes import DTYPES, MODES, PAGES, PRESETS, SUITES
 
 
 def threshold(text: str) -> float:
@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--suite", nargs="+", help=f"{', '.join(SUITES)} (default: smoke)")
     add_choice(run)
     run.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's choice")
+    run.add_argument(
+        "--pages",
+        choices=(*PAGES, "both"),
+        help="of a CPU's memory: kept between calls, or fresh from the kernel (default: kept; of the smoke suite's large "
+        "cases both)",
+    )
     run.add_argument("--seconds", type=positive, help="timing of each contender and case (default 1.5; smoke 0.4)")
     run.add_argument("--memory", type=positive, metavar="GIB", help="most that a case may take of a CPU's memory")
     run.add_argument("--timeout", type=positive, default=900, help="seconds for one case (default 900)")
@@ -68,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="cycles of the static profiler of v5e, v5p and v6e too: minutes each"
     )
     aot.add_argument("--timeout", type=positive, default=900, help="seconds for one compilation (default 900)")
+    memory = commands.add_parser("memory", help="what every option holds beside the gradient, as compiled")
+    memory.add_argument(
+        "--chip", nargs="+", help="cpu or a chip; default: cpu, v5e, v6e and h100, where there are compilers"
+    )
+    memory.add_argument("--dtype", nargs="+", choices=DTYPES)
+    memory.add_argument("--pairs", action="store_true", help="every two options of cross_entropy together, instead")
+    memory.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keep the results; never overwrites")
     commands.add_parser("list", help="suites, operations, implementations and shapes")
     env = commands.add_parser("env", help="what a result would be measured on")
     env.add_argument("--device", choices=("cpu", "gpu", "tpu"))
@@ -77,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        from . import aot, compare, listing, plots, records, run, targets
+        from . import aot, compare, listing, memory, plots, records, run, targets
     except ModuleNotFoundError as error:
         print(f"benchmarks: the package {error.name} is missing: pip install '.[bench]'", file=sys.stderr)
         return 2
@@ -87,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         "plot": plots.main,
         "targets": targets.main,
         "aot": aot.main,
+        "memory": memory.main,
         "list": listing.main,
         "env": lambda options: print(json.dumps(run.environment_of(options), indent=1)) or 0,
     }

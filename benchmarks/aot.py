@@ -15,7 +15,7 @@ from rich.table import Table
 
 from . import records, table
 from .cases import changed, known, names_of, shapes_of
-from .chips import CHIPS, RATES, missing_compiler
+from .chips import CHIPS, GPUS, RATES, TPU_TOPOLOGIES, missing_compiler
 from .contenders import CONTENDERS
 from .environment import machine
 from .hlo import operations_of, profile_of
@@ -26,6 +26,7 @@ from .run import bar, without_figures
 from .shapes import AOT, AOT_IMPLEMENTATIONS, SUITES, Case
 
 KEPT_OPERATIONS = 12
+DEFAULT = (*TPU_TOPOLOGIES, "h100")
 PROFILED = ("v5e", "v5p", "v6e")  # whose compilers have a static profiler
 
 
@@ -64,11 +65,11 @@ def row_of(case: Case, name: str, chip: str, options: Namespace) -> dict:
         if "refused" in message:
             return without_figures(name, "failed", message["refused"])
         row = {"impl": name, "status": "ok", "ranked": CONTENDERS[case.operation][name].ranked, **message}
-        if chip in RATES:
+        if chip in RATES or chip in GPUS:
             try:
                 row |= cycles(case, name, chip, folder, options)
             except (ValueError, LookupError, TypeError) as error:  # a program that is not written as the reader knows it
-                row |= {"profiler": f"no cycles: {error}"}
+                row |= {"profiler": f"cycles unknown: {error}"}
     return row
 
 
@@ -81,6 +82,9 @@ def cycles(case: Case, name: str, chip: str, folder: Path, options: Namespace) -
         except Died as death:
             profiler = death.why
     operations = operations_of(text, profile_of(folder))
+    traffic = {"traffic_bytes": sum(o["bytes"] for o in operations), "dearest_operations": operations[:KEPT_OPERATIONS]}
+    if chip in GPUS:  # whose compiler leaves no cycles in the program
+        return traffic
     bandwidth, clock = RATES[chip]
     a_byte = clock / bandwidth
 
@@ -93,9 +97,8 @@ def cycles(case: Case, name: str, chip: str, folder: Path, options: Namespace) -
         "profile_cycles": sum(o["profile"] or 0 for o in operations) if profiler == "complete" else None,
         "memory_cycles": int(sum(o["bytes"] for o in operations) * a_byte),
         "cycles_by_operation": int(sum(map(dearest, operations))),
-        "traffic_bytes": sum(o["bytes"] for o in operations),
         "profiler": profiler,
-        "dearest_operations": operations[:KEPT_OPERATIONS],
+        **traffic,
     }
 
 
@@ -127,8 +130,8 @@ def show(console, chip: str, case: Case, rows: list[dict]) -> None:
 
 def chosen_chips(options: Namespace) -> list[str]:
     """Those asked for, or all whose compilers are installed."""
-    chips = known("chip", options.chip, CHIPS) or [chip for chip in CHIPS if not missing_compiler(chip)]
-    advice = "pip install '.[tpu]' for TPUs, JAX's CUDA plugin for h100"
+    chips = known("chip", options.chip, CHIPS) or [chip for chip in DEFAULT if not missing_compiler(chip)]
+    advice = "pip install '.[tpu]' for TPUs, JAX's CUDA plugin for GPUs"
     for chip in chips:
         if package := missing_compiler(chip):
             raise Bad(f"compiling for {chip} needs the package {package}: {advice}")

@@ -8,17 +8,16 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from .chips import compile_for
-from .contenders import CONTENDERS
+from .contenders import CONTENDERS, linear
 from .operations import dimensions
 from .programs import jax_function, products_in, reason
-from .shapes import Case, Shape
+from .shapes import case_from
 from .worker import say
 
 
 def main(request: dict) -> None:
-    operation, shape, dtype, mode = request["case"]
-    case = Case(operation, Shape(*shape), dtype, mode)
-    function = jax_function(CONTENDERS[operation][request["name"]], case)
+    case, linear.other_chip = case_from(request["case"]), request["chip"]
+    function = jax_function(CONTENDERS[case.operation][request["name"]], case)
     try:
         program = compile_for(request["chip"], function, *((size, jnp.dtype(kind)) for size, kind in dimensions(case)))
     except Exception as error:  # a program that the compiler refuses is a cell of the table

@@ -50,6 +50,19 @@ def pairs(before: Results, after: Results, common: bool = False) -> list[tuple[d
     return [(row, found[keyed(row)]) for row in before.rows if row["status"] == "ok" and keyed(row) in found]
 
 
+def in_one_way(before: Results, after: Results) -> tuple[Results, Results]:
+    """Where only one file says which pages it was measured with (the other is of another device or C library, or older), its
+    first kind, memory kept if there is, is held against the other file."""
+    if set(before.by_pages()) & set(after.by_pages()):
+        return before, after
+    return without_pages(before), without_pages(after)
+
+
+def without_pages(results: Results) -> Results:
+    first = next(iter(results.by_pages().values()), results)
+    return first._replace(rows=[{key: value for key, value in row.items() if key != "pages"} for row in first.rows])
+
+
 def broken_lines(before: Results, after: Results) -> list[str]:
     """Ours that were right before, and now fail or are wrong; what is absent for another device is not broken."""
     now = {keyed(row): row for row in after.rows}
@@ -155,7 +168,7 @@ def compared(before: Results, after: Results, options: Namespace) -> list[Line]:
 
 
 def main(options: Namespace) -> int:
-    before, after = read(options.before), read(options.after)
+    before, after = in_one_way(read(options.before), read(options.after))
     for when, results in (("before", before), ("after", after)):
         print(f"{when}: {results.device}, jax {results.environment['versions'].get('jax')}, {results.environment['commit']}")
     lines, broken = compared(before, after, options), broken_lines(before, after)

@@ -91,13 +91,67 @@ def repetitions(found: dict, name: str = "ENTRY", times: int = 1) -> list[tuple[
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "custom-call"}
 
 
-def memory_bytes(operation: Operation, types: dict[str, str]) -> int:
-    """What it reads and writes in the chip's main memory if it touches every operand once and whole."""
-    kernel = 'custom_call_target="tpu_custom_call"' in operation.line
+KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cublas[\w$]*)"')
+VIEWS = ("bitcast", "get-tuple-element")
+PARTS = ("dynamic-slice", "gather")  # read as much as they give
+
+
+def memory_bytes(operation: Operation, types: dict[str, str], found: dict[str, list[Operation]]) -> int:
+    """What it reads and writes in the chip's main memory if it touches every operand once: whole, but for slices, and for
+    what is updated in place. The scratch of a library's product is not counted."""
+    if operation.kind == "dynamic-slice":
+        return 2 * bytes_of(operation.type)
+    if operation.kind == "dynamic-update-slice":
+        return 2 * bytes_of(types.get(operation.operands[1], ""))
+    kernel = KERNELS.search(operation.line)
     if (operation.kind in FREE and not kernel) or operation.kind.endswith("-done"):
         return 0
-    result = operation.type.split("}, ")[0] if operation.kind == "copy-start" else operation.type
+    if operation.kind == "fusion":
+        return fusion_bytes(operation, types, found)
+    result = operation.type.split("}, ")[0] if operation.kind == "copy-start" or kernel else operation.type
     return sum(map(bytes_of, [result, *(types.get(name, "") for name in operation.operands)]))
+
+
+def fusion_bytes(fusion: Operation, types: dict[str, str], found: dict[str, list[Operation]]) -> int:
+    """Of a fusion: of a parameter that is only sliced the slices, of one that is only updated nothing, of a result that is
+    an update the update."""
+    inside = {o.name: o for o in found[re.search(r"calls=%([\w.\-]+)", fusion.line)[1]]}
+    read = 0
+    for parameter in (o for o in inside.values() if o.kind == "parameter"):
+        operand = fusion.operands[int(re.search(r"parameter\((\d+)\)", parameter.line)[1])]
+        users = users_of(inside, parameter.name)
+        if users and all(o.kind in (*PARTS, "dynamic-update-slice") and first for o, first in users):
+            slices = [o for o, _ in users if o.kind in PARTS]
+            read += min(bytes_of(types.get(operand, "")), sum(bytes_of(unlaid(o.type)) for o in slices))
+        else:
+            read += bytes_of(types.get(operand, ""))
+    root = next(o for o in inside.values() if "ROOT" in o.line.split("=")[0])
+    results = [inside[name] for name in root.operands if name in inside] if root.kind == "tuple" else [root]
+    updates = [seen_through(inside, o) for o in results]
+    if all(o.kind != "dynamic-update-slice" for o in updates):
+        return read + bytes_of(fusion.type)
+    types_inside = {o.name: o.type for o in inside.values()}
+    written = (types_inside[o.operands[1]] if o.kind == "dynamic-update-slice" else o.type for o in updates)
+    return read + sum(bytes_of(unlaid(type_)) for type_ in written)
+
+
+def unlaid(type_: str) -> str:
+    """A type inside a fusion, whose layout says nothing of where the array is."""
+    return re.sub(r"\{[^}]*\}", "", type_)
+
+
+def users_of(inside: dict[str, Operation], name: str) -> list[tuple[Operation, bool]]:
+    """The operations that read it, through views, and whether it is their first operand."""
+    users = []
+    for o in inside.values():
+        if name in o.operands:
+            users += users_of(inside, o.name) if o.kind in VIEWS else [(o, o.operands[0] == name)]
+    return users
+
+
+def seen_through(inside: dict[str, Operation], o: Operation) -> Operation:
+    """What a view shows."""
+    return seen_through(inside, inside[o.operands[0]]) if o.kind in VIEWS and o.operands[0] in inside else o
 
 
 def bytes_of(type_: str) -> int:
@@ -137,10 +191,10 @@ def operations_of(text: str, profile: dict[str, int]) -> list[dict]:
                 "times": times,
                 "model": times * int(model[1]) if model else 0,
                 "profile": times * profile[operation.name] if operation.name in profile else None,
-                "bytes": times * memory_bytes(operation, types),
+                "bytes": times * memory_bytes(operation, types, found),
                 "from": "/".join(re.search(r'op_name="([^"]*)"|$', operation.line)[0][9:-1].split("/")[-2:]),
                 "result": re.sub(r"\{[^}]*\}", "", operation.type)[:60],
             }
             if row["model"] or row["profile"] or row["bytes"]:
                 rows.append(row)
-    return sorted(rows, key=lambda row: -row["model"])
+    return sorted(rows, key=lambda row: (-row["model"], -row["bytes"]))

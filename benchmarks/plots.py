@@ -134,7 +134,8 @@ def over(axis: str, label: str):
 def roofline(files: list[Results]) -> Figure | str:
     """Operations a second against operations a byte, under the ceilings of the same run."""
     rows = [row for row in figures_of(files[0]) if row["operations"] and row.get("ranked")]
-    ceilings = {dtype: ceiling for dtype, ceiling in files[0].ceilings.items() if any(row["dtype"] == dtype for row in rows)}
+    measured = {row["dtype"] for row in rows}
+    ceilings = {dtype: ceiling for (dtype, _), ceiling in files[0].ceilings.items() if dtype in measured}
     if not ceilings:
         return "no case with matrix products, or no ceilings"
     names = names_in(rows)
@@ -206,7 +207,8 @@ def devices(files: list[Results]) -> Figure | str:
     """Ours, case by case, on every device."""
     if len(files) < 2:
         return "needs two files"
-    by_file = [{case_of(row): row["wall_ms"] for row in figures_of(file) if row["impl"] == "ours"} for file in files]
+    ours = [[row for row in figures_of(file) if row["impl"] == "ours"] for file in files]
+    by_file = [{case_of(row)._replace(pages=None): row["wall_ms"] for row in rows} for rows in ours]
     cases = [case for case in by_file[0] if all(case in times for times in by_file)]
     if not cases:
         return "the files share no case"
@@ -273,16 +275,26 @@ def main(options: Namespace) -> int:
     except OSError as error:
         raise Bad(f"cannot make the folder {options.out}: {error.strerror}") from None
     drawn = 0
-    for name, draw in PLOTS.items():
-        figure = draw(files)
-        if isinstance(figure, str):
-            print(f"{name}: not drawn, {figure}")
-            continue
-        save(figure, options.out / f"{files[0].path.stem}-{name}.png")
-        drawn += 1
+    for number, pages in enumerate(files[0].by_pages()):
+        parts = [part for file in files if (part := measured_like(file, pages))]
+        suffix = f"-{pages}" if number else ""
+        for name, draw in PLOTS.items():
+            figure = draw(parts)
+            if isinstance(figure, str):
+                print(f"{name}{suffix}: not drawn, {figure}")
+                continue
+            save(figure, options.out / f"{files[0].path.stem}-{name}{suffix}.png")
+            drawn += 1
     if not drawn:
         raise Bad("nothing to draw in these files")
     return 0
+
+
+def measured_like(file: Results, pages: str | None) -> Results | None:
+    """The rows with these pages, or those of a file that does not say; where the first file does not, memory kept if there
+    is."""
+    found = file.by_pages()
+    return next(iter(found.values()), None) if pages is None else found.get(pages) or found.get(None)
 
 
 def save(figure: Figure, path: Path) -> None:

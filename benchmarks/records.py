@@ -25,24 +25,37 @@ class Bad(Exception):
 
 
 class Results(NamedTuple):
-    """A file's contents."""
+    """A file's contents. ``ceilings``: by dtype and pages."""
 
     path: Path
     environment: dict[str, Any]
-    ceilings: dict[str, dict[str, float]]
+    ceilings: dict[tuple[str, str | None], dict[str, Any]]
     rows: list[dict[str, Any]]
+    pages: str | None = None  # where the rows are of one kind only
 
     @property
     def device(self) -> str:
         """In words: a CPU's kind says nothing, its processor does."""
         about = self.environment
         if about["platform"] == "cpu":
-            return f"CPU {about['processor']}, {about['cores']} cores"
+            return f"CPU {about['processor']}, {about['cores']} cores" + (f", {self.pages} pages" if self.pages else "")
         return f"{about['platform']} {about['device']}"
+
+    def by_pages(self) -> dict[str | None, "Results"]:
+        """What was measured with each kind of pages, memory kept first."""
+        found = sorted({row.get("pages") for row in self.rows}, key=lambda pages: (pages is None, pages != "kept"))
+        return {
+            pages: self._replace(
+                ceilings={key: ceiling for key, ceiling in self.ceilings.items() if key[1] == pages},
+                rows=[row for row in self.rows if row.get("pages") == pages],
+                pages=pages,
+            )
+            for pages in found
+        }
 
 
 def case_of(row: dict) -> Case:
-    return Case(row["op"], Shape(row["n"], row["v"], row["d"]), row["dtype"], row["mode"])
+    return Case(row["op"], Shape(row["n"], row["v"], row["d"]), row["dtype"], row["mode"], row.get("pages"))
 
 
 def key_of(row: dict) -> tuple[Case, str]:
@@ -50,7 +63,8 @@ def key_of(row: dict) -> tuple[Case, str]:
 
 
 def fields_of(case: Case) -> dict[str, Any]:
-    return {"op": case.operation, **case.shape._asdict(), "dtype": case.dtype, "mode": case.mode}
+    pages = {"pages": case.pages} if case.pages else {}
+    return {"op": case.operation, **case.shape._asdict(), "dtype": case.dtype, "mode": case.mode} | pages
 
 
 def line_of(kind: str, **fields: Any) -> str:
@@ -103,7 +117,7 @@ def read(path: Path) -> Results:
         raise Bad(f"{path}: expected one line of kind 'environment', got {len(environments)}: not a file of one run")
     if not text.endswith("\n"):
         raise Bad(f"{path}: the last line has no end, the file was cut short: delete that line, then go on")
-    ceilings = {record["dtype"]: record for record in records if record["kind"] == "ceiling"}
+    ceilings = {(record["dtype"], record.get("pages")): record for record in records if record["kind"] == "ceiling"}
     rows = {(key_of(record), record["platform"]): record for record in records if record["kind"] == "row"}
     return Results(path, environments[0], ceilings, list(rows.values()))
 

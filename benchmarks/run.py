@@ -12,6 +12,8 @@ from .cases import TOO_LARGE, chosen_cases, is_smoke, known, names_of, skipped
 from .contenders import CONTENDERS
 from .device import available_bytes
 from .operations import SHARDED
+from .pages import variables as page_variables
+from .pages import with_pages
 from .processes import Died, answers
 from .records import Bad
 from .shapes import Case
@@ -21,9 +23,10 @@ SMOKE_SECONDS, SECONDS = 0.4, 1.5  # of timing for each contender and case
 SHARE_OF_MEMORY = 0.8
 
 
-def worker_environment(device: str | None, case: Case | None) -> dict[str, str]:
+def worker_environment(device: str | None, pages: str | None, case: Case | None = None) -> dict[str, str]:
     """torch shares an accelerator's memory; a cache of compilations would make the first time of one a lie."""
     variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    variables |= page_variables(pages)
     if device:
         variables["JAX_PLATFORMS"] = PLATFORMS.get(device, device)
     if case and case.operation in SHARDED:  # a CPU stands for two devices; no other platform reads this
@@ -40,7 +43,7 @@ def measured(case: Case, names: list[str], options: Namespace, seconds: float, l
     while True:
         rows: dict[str, dict] = {}
         try:
-            for message in answers(request, worker_environment(options.device, case), options.timeout):
+            for message in answers(request, worker_environment(options.device, case.pages, case), options.timeout):
                 if "row" in message:
                     rows[message["row"]["impl"]] = message["row"]
             return [rows[name] for name in names]
@@ -58,21 +61,30 @@ def without_figures(name: str, status: str, why: str) -> dict:
     return {"impl": name, "status": status, "reason": why}
 
 
-def describe(options: Namespace, dtypes: list[str]) -> tuple[dict, list[dict]]:
+def describe(options: Namespace, dtypes: list[str], pages: str | None = None) -> tuple[dict, list[dict]]:
     """The environment and the ceilings, from a worker; :class:`Bad` where the device is not there."""
     try:
-        messages = list(answers({"describe": dtypes}, worker_environment(options.device, None), options.timeout))
+        messages = list(answers({"describe": dtypes}, worker_environment(options.device, pages), options.timeout))
     except Died as death:
         asked = f"--device {options.device}" if options.device else "JAX's default device"
         fix = "Leave --device out, or install JAX for it" if options.device else "JAX_PLATFORMS says which it is"
         raise Bad(f"{asked} cannot be used: JAX found none that works ({death.why}). {fix}.") from None
-    return messages[0]["environment"], [message["ceiling"] for message in messages if "ceiling" in message]
+    kind = {"pages": pages} if pages else {}
+    return messages[0]["environment"], [message["ceiling"] | kind for message in messages if "ceiling" in message]
 
 
 def environment_of(options: Namespace) -> dict:
     """What ``env`` prints."""
     options.timeout = 120
     return describe(options, [])[0]
+
+
+def ceilings_of(options: Namespace, wanted: list[tuple[str, str | None]]) -> list[dict]:
+    """Of each dtype with each kind of pages."""
+    by_pages: dict[str | None, list[str]] = {}
+    for dtype, pages in wanted:
+        by_pages.setdefault(pages, []).append(dtype)
+    return [ceiling for pages, dtypes in by_pages.items() for ceiling in describe(options, dtypes, pages)[1]]
 
 
 def memory_limit(options: Namespace) -> int | None:
@@ -104,25 +116,27 @@ def check_same(path: Path, before: dict, now: dict) -> None:
 def check_writable(options: Namespace) -> None:
     """Before anything is measured."""
     path = options.out
+    if not path:
+        if options.resume:
+            raise Bad("--resume needs the file to go on with: give --out")
+        return
     if os.path.lexists(path) and not options.resume:
         raise Bad(f"{path} exists and is left as it is: choose another --out, or go on with it by --resume")
     if not os.access(path if os.path.lexists(path) else path.parent, os.W_OK):
         raise Bad(f"cannot write {path}: no permission, or no such folder")
 
 
-def opened(options: Namespace, dtypes: list[str]) -> records.Results:
-    """The results so far: none, or those of the file to resume."""
+def opened(options: Namespace, environment: dict, wanted: list[tuple[str, str | None]]) -> records.Results:
+    """The results so far: none, or those of the file to resume. ``wanted``: dtypes and pages of the ceilings."""
     if not options.out:
-        if options.resume:
-            raise Bad("--resume needs the file to go on with: give --out")
-        environment, ceilings = describe(options, dtypes)
-        return records.Results(Path(), environment, {c["dtype"]: c for c in ceilings}, [])
-    check_writable(options)
+        found = {(c["dtype"], c.get("pages")): c for c in ceilings_of(options, wanted)}
+        return records.Results(Path(), environment, found, [])
     before = records.read(options.out) if os.path.lexists(options.out) else None
-    environment, ceilings = describe(options, [d for d in dtypes if not before or d not in before.ceilings])
-    lines = [records.line_of("ceiling", **ceiling) for ceiling in ceilings]
     if before:
         check_same(options.out, before.environment, environment)
+    missing = [key for key in wanted if not before or key not in before.ceilings]
+    lines = [records.line_of("ceiling", **ceiling) for ceiling in ceilings_of(options, missing)]
+    if before:
         records.append(options.out, lines)
     else:
         records.create(options.out, [records.line_of("environment", **environment), *lines])
@@ -136,7 +150,7 @@ def rows_of(case: Case, options: Namespace, results: records.Results, limit: int
         rows = [without_figures(name, "absent", why) for name in names]
     else:
         rows = measured(case, names, options, options.seconds or (SMOKE_SECONDS if is_smoke(options) else SECONDS), limit)
-    ceiling, fields = results.ceilings.get(case.dtype), records.fields_of(case) | {"platform": platform}
+    ceiling, fields = results.ceilings.get((case.dtype, case.pages)), records.fields_of(case) | {"platform": platform}
     return [fields | row | {"share_of_ceiling": share_of_ceiling(row, ceiling)} for row in rows]
 
 
@@ -163,8 +177,11 @@ def main(options: Namespace) -> int:
     cases = chosen_cases(options)
     known("implementation", options.impl, sorted({name for case in cases for name in CONTENDERS[case.operation]}))
     cases = [case for case in cases if names_of(case, options.impl)]
-    results = opened(options, list(dict.fromkeys(case.dtype for case in cases)))
-    options.device = options.device or results.environment["platform"]  # no later process may fall back to another
+    check_writable(options)
+    environment = describe(options, [])[0]
+    options.device = options.device or environment["platform"]  # no later process may fall back to another
+    cases = with_pages(cases, options.pages, environment["platform"], is_smoke(options))
+    results = opened(options, environment, list(dict.fromkeys((case.dtype, case.pages) for case in cases)))
     todo, broken = open_cases(options, results, cases), 0
     limit = memory_limit(options) if results.environment["platform"] == "cpu" else None
     table.heading(console, results)

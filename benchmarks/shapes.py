@@ -21,9 +21,17 @@ class Case(NamedTuple):
     shape: Shape
     dtype: str
     mode: str
+    pages: str | None = None  # of a CPU's memory, by name in .pages; None: as the C library has them
 
     def __str__(self) -> str:
-        return f"{self.operation} {self.shape} {self.dtype} {self.mode}"
+        pages = f", {self.pages} pages" if self.pages else ""
+        return f"{self.operation} {self.shape} {self.dtype} {self.mode}{pages}"
+
+
+def case_from(fields: list) -> Case:
+    """From JSON, which has lists for tuples."""
+    operation, shape, *others = fields
+    return Case(operation, Shape(*shape), *others)
 
 
 class Group(NamedTuple):
@@ -40,6 +48,7 @@ class Group(NamedTuple):
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("forward", "value_and_grad", "eager")
+PAGES = ("kept", "fresh")
 BOTH = ("forward", "value_and_grad")
 
 # Whole heads of models at a step's number of tokens: for accelerators. A CPU takes minutes for one call of some.
@@ -135,10 +144,12 @@ SUITES = {
 # What is compiled for chips that are not here, by default.
 AOT = (
     Group("linear_cross_entropy", (Shape(8192, 131072, 2048), Shape(16384, 131072, 1024)), ("bfloat16",)),
+    Group("linear_cross_entropy", (PRESETS["gpt2"]._replace(n=16384), Shape(16384, 50304, 768)), ("bfloat16",)),
+    Group("linear_cross_entropy", (PRESETS["llama3"], PRESETS["qwen3"]), ("bfloat16",)),
     Group("cross_entropy", (Shape(4096, 50257),), ("bfloat16",)),
     Group("linear_kl_divergence", DISTILLED_LARGE, ("bfloat16",)),
 )
-AOT_IMPLEMENTATIONS = ("ours", "naive", "products", "logsumexp", "optax-integer")
+AOT_IMPLEMENTATIONS = ("ours", "ours-4GiB", "naive", "products", "products-whole", "logsumexp", "optax-integer")
 
 
 def named(text: str) -> Shape:

@@ -36,6 +36,8 @@ COLUMNS = (
     ("GB/s", lambda r: number(r["bytes_per_second"], ".3g", 1e-9), None),
     ("ceiling", lambda r: number(r["share_of_ceiling"], ".0%"), None),
     ("temp MiB", lambda r: number(r["temp_bytes"], ",.1f", 2**-20), lambda r: r["temp_bytes"]),
+    ("faults", lambda r: number(r.get("page_faults"), ",.0f"), None),
+    ("system ms", lambda r: number(r.get("system_ms")), None),
     ("peak MiB", lambda r: number(r["peak_bytes"], ",.1f", 2**-20), None),
     ("loss err", lambda r: number(r.get("loss_error"), ".0e"), lambda r: r.get("loss_error")),
     ("grad err", lambda r: number(r.get("gradient_error"), ".0e"), lambda r: r.get("gradient_error")),
@@ -57,9 +59,10 @@ def heading(console: Console, results: Results) -> None:
     about = results.environment
     versions = " ".join(f"{name} {version}" for name, version in about["versions"].items())
     console.print(f"{about['device']} ({about['platform']}, {about['processor']}, {about['cores']} cores), {versions}")
-    for dtype, ceiling in results.ceilings.items():
+    for (dtype, pages), ceiling in results.ceilings.items():
+        kind = f"{dtype}, {pages} pages" if pages else dtype
         console.print(
-            f"ceilings in {dtype}: copy {number(ceiling['bytes_per_second'], '.3g', 1e-9)} GB/s, "
+            f"ceilings in {kind}: copy {number(ceiling['bytes_per_second'], '.3g', 1e-9)} GB/s, "
             f"matrix product {number(ceiling['operations_per_second'], '.3g', 1e-12)} TFLOP/s"
         )
 

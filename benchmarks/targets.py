@@ -101,6 +101,10 @@ def to_best_checkpoint(found):
     return max(ratios, default=None)
 
 
+def seven_of_eight_ignored(found):
+    return found["ours-ignored"]["to_ours"] if "ours-ignored" in found else None
+
+
 def frozen_head(found):
     return found["ours-frozen-head"]["to_ours"] if "ours-frozen-head" in found else None
 
@@ -112,10 +116,10 @@ def bare_products(found):
 
 def allowed_bytes(shape: Shape) -> float:
     """The head's float32 gradient, 1.2 chunks of float32 logits, 64 bytes a row."""
-    from crossent_jax._linear.rows import cut_rows
+    from .contenders.linear import chunk_rows
 
     n, v, d = shape
-    return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n
+    return 4 * d * v + 1.2 * 4 * chunk_rows(shape) * v + 64 * n
 
 
 def memory_of_linear(dtype: str, shapes=LINEAR, platform="cpu"):
@@ -126,22 +130,32 @@ def memory_of_linear(dtype: str, shapes=LINEAR, platform="cpu"):
     return figures
 
 
-def of_cycles(found, key: str):
-    """Of the profile where the compiler gave one for both, else of the model."""
-    mine, bare = found["ours"], found.get("products")
-    if not bare:
-        return None
-    key = "model_cycles" if key == "profile_cycles" and not (mine.get(key) and bare.get(key)) else key
-    return mine[key] / bare[key]
+def of_cycles(impl: str, over: str):
+    """The model's cycles of one over those of another."""
+    return lambda found: found[impl]["model_cycles"] / found[over]["model_cycles"] if {impl, over} <= set(found) else None
 
 
 def prediction(found):
     """The larger of cycles and memory, of both."""
     mine, bare = found["ours"], found.get("products")
-    if not bare:
-        return None
-    key = "profile_cycles" if mine.get("profile_cycles") and bare.get("profile_cycles") else "model_cycles"
-    return max(mine[key], mine["memory_cycles"]) / max(bare[key], bare["memory_cycles"])
+    return bare and max(mine["model_cycles"], mine["memory_cycles"]) / max(bare["model_cycles"], bare["memory_cycles"])
+
+
+def beside_head_gradient(found):
+    """Temporary MiB but those of the head's float32 gradient."""
+    mine = found["ours"]
+    return (mine["temp_bytes"] - 4 * mine["d"] * mine["v"]) / 2**20
+
+
+def milliseconds(found, rate: float = 3.35e12):
+    """Of all bytes that are read and written, at an H100's documented bytes a second."""
+    return 1e3 * found["ours"]["traffic_bytes"] / rate
+
+
+def over_three_products(found, rate: float = 800e12):
+    """Bytes beside three products, whichever takes an H100 longer, over the products at so many operations a second."""
+    mine = found["ours"]
+    return max(1.0, milliseconds(found) / (1e3 * 6 * mine["n"] * mine["d"] * mine["v"] / rate))
 
 
 def memory_to_naive(found):
@@ -157,7 +171,9 @@ def wide(shape: Shape) -> bool:
 
 
 CYCLES, MEMORY = [Shape(8192, 131072, 2048)], [Shape(16384, 131072, 1024)]
+SEQUENCES = [Shape(8192, 16384, 256)]  # sixteen of 512 rows
 HEADS = [PRESETS["llama3"], PRESETS["qwen3"]]
+PADDED = [Shape(16384, 50304, 768), Shape(16384, 50257, 768)]  # the second is odd
 
 
 def targets_of_logits() -> list[Target]:
@@ -195,6 +211,7 @@ def targets_of_linear() -> list[Target]:
             Target(what + "over the best jax.checkpoint", 0.85, linear(dtype, to_best_checkpoint)),
             Target(what + "over its bare products, d >= 256", 1.1, linear(dtype, to("products"), wide)),
             Target(what + "frozen head over both, d >= 1024", 0.75, linear(dtype, frozen_head)),
+            Target(what + "7 of 8 rows ignored over none", 0.25, linear(dtype, seven_of_eight_ignored, shapes=SEQUENCES)),
             Target(what + "temporary bytes over the bound", 1.0, memory_of_linear(dtype)),
         ]
     return found + [
@@ -251,21 +268,21 @@ def targets_of_pairs() -> list[Target]:
 
 def targets_of_chips() -> list[Target]:
     found = []
-    for chip, bound in (("v5e", 1.15), ("v6e", 1.3)):
-        platform = f"aot {chip}"
-        cycles = linear("bfloat16", lambda rows: of_cycles(rows, "profile_cycles"), shapes=CYCLES, platform=platform)
-        larger = linear("bfloat16", prediction, shapes=CYCLES, platform=platform)
-        found += [
-            Target(f"{chip}: cycles over the bare products'", bound, cycles),
-            Target(f"{chip}: the larger of cycles and memory", bound, larger),
-        ]
+
+    def as_compiled(text: str, bound: float, figure, chip: str, shapes=CYCLES):
+        figures = linear("bfloat16", figure, shapes=shapes, platform=f"aot {chip}")
+        found.append(Target(f"{chip}: {text}", bound, figures))
+
+    for chip, whole, in_4_gib, bare in (("v5e", 1.45, 1.3, 1.15), ("v6e", 1.8, 1.5, 1.3)):
+        as_compiled("cycles over three whole products", whole, of_cycles("ours", "products-whole"), chip)
+        as_compiled("cycles in 4 GiB over three whole products", in_4_gib, of_cycles("ours-4GiB", "products-whole"), chip)
+        as_compiled("cycles over the products of our chunks", bare, of_cycles("ours", "products"), chip)
+        as_compiled("the larger of cycles and memory, over the same", bare, prediction, chip)
     for chip in ("v5e", "v6e", "h100"):
-        bound = memory_of_linear("bfloat16", CYCLES + MEMORY, f"aot {chip}")
-        tenth = linear("bfloat16", memory_to_naive, shapes=MEMORY, platform=f"aot {chip}")
-        found += [
-            Target(f"{chip}: temporary bytes over the bound", 1.0, bound),
-            Target(f"{chip}: temporary bytes over naive's", 0.1, tenth),
-        ]
+        as_compiled("temporary MiB beside the head's gradient", 600, beside_head_gradient, chip)
+        as_compiled("temporary bytes over naive's", 0.1, memory_to_naive, chip, MEMORY)
+    as_compiled("milliseconds of its bytes", 7.5, milliseconds, "h100", PADDED)
+    as_compiled("bytes beside products over three products", 1.15, over_three_products, "h100", HEADS)
     per_token = linear("bfloat16", per_token_to_products, shapes=HEADS, platform="gpu")
     return found + [
         Target("GPU: over three bare products", 1.15, linear("bfloat16", to("products"), shapes=HEADS, platform="gpu")),
@@ -304,18 +321,21 @@ def committed() -> list[Path]:
 def main(options: Namespace) -> int:
     """Prints every target, by file; exit status 0 whether or not it holds: a figure is not a verdict on the run."""
     found: list[Results] = [read(path) for path in options.files or committed()]
+    parts = [part for results in found for part in results.by_pages().values()]
+    parts.sort(key=lambda part: part.pages == "fresh")  # after those with memory kept
     drawn = Table(show_edge=False, pad_edge=False)
-    for heading in ("target", "bound", "figure", "holds", "where"):
+    for heading in ("target", "bound", "figure", "holds", "pages", "where"):
         narrow_column = heading not in ("target", "where")  # which wrap where the terminal has no room
         drawn.add_column(heading, justify="right" if heading in ("bound", "figure") else "left", no_wrap=narrow_column)
     for target in targets():
-        measured = [(results, figures) for results in found if (figures := list(target.figures(results.rows)))]
+        measured = [(results, figures) for results in parts if (figures := list(target.figures(results.rows)))]
         if not measured:
-            drawn.add_row(target.text, bound_of(target), "-", "not measured", "", style="dim")
+            drawn.add_row(target.text, bound_of(target), "-", "not measured", "", "", style="dim")
         for results, figures in measured:
             name, figure, holds = verdict(target, figures)
             where = f"{name} ({results.path.stem})" if len(found) > 1 else name
             says = "yes" if holds else "NO"
-            drawn.add_row(target.text, bound_of(target), f"{figure:.3f}", says, where, style=None if holds else "bold")
+            cells = (target.text, bound_of(target), f"{figure:.3f}", says, results.pages or "", where)
+            drawn.add_row(*cells, style=None if holds else "bold")
     table.console().print(drawn)
     return 0

@@ -1,13 +1,36 @@
 """Timing several functions fairly: interleaved, in shuffled order, medians, ratios within a round."""
 
 import math
+import resource
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 SHORTEST = 2e-3  # seconds of one sample: shorter calls are repeated within it
+
+
+class Kernel(NamedTuple):
+    """What the operating system did in a call, for all threads of this process: pages of memory that were not there when
+    they were touched, and milliseconds of its own."""
+
+    page_faults: float
+    system_ms: float
+
+
+class Rounds(NamedTuple):
+    """Wall times of one call, one per round, and what the kernel did in a call on average."""
+
+    milliseconds: np.ndarray
+    kernel: Kernel
+
+
+def of_the_kernel() -> np.ndarray:
+    """Page faults, and milliseconds in the kernel, since this process began."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return np.array([used.ru_minflt + used.ru_majflt, 1e3 * used.ru_stime])
 
 
 def milliseconds(function: Callable[[int], object], first: int, calls: int) -> float:
@@ -18,8 +41,8 @@ def milliseconds(function: Callable[[int], object], first: int, calls: int) -> f
     return 1e3 * (time.perf_counter() - start) / calls
 
 
-def rounds_of(functions: dict[str, Callable], seconds: float = 1.0, at_least: int = 5) -> dict[str, np.ndarray]:
-    """Wall times in milliseconds of each function, one per round.
+def rounds_of(functions: dict[str, Callable], seconds: float = 1.0, at_least: int = 5) -> dict[str, Rounds]:
+    """Each function, timed once per round.
 
     The functions take turns in a new order each round: drift of the machine meets all alike, and none always follows the
     same other, whose caches and threads it would inherit.
@@ -28,13 +51,17 @@ def rounds_of(functions: dict[str, Callable], seconds: float = 1.0, at_least: in
     warm = {name: milliseconds(functions[name], 0, 2) for name in names}
     calls = {name: max(1, math.ceil(1e3 * SHORTEST / warm[name])) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
+    kernel = {name: np.zeros(2) for name in names}
     end, rounds = time.perf_counter() + seconds * len(names), 0
     while rounds < at_least or time.perf_counter() < end:
         for name in order.permutation(names):
+            before = of_the_kernel()
             times[name].append(milliseconds(functions[name], done, calls[name]))
+            kernel[name] += of_the_kernel() - before
             done += calls[name]  # of all: the next function must not find the inputs of this one in a cache
         rounds += 1
-    return {name: np.array(times[name]) for name in names}
+    per_call = {name: Kernel(*map(float, kernel[name] / (rounds * calls[name]))) for name in names}
+    return {name: Rounds(np.array(times[name]), per_call[name]) for name in names}
 
 
 def summary(times: np.ndarray) -> dict[str, float]:

@@ -23,7 +23,7 @@ from .device import ceilings, device_milliseconds, peak_bytes
 from .environment import environment
 from .operations import OPERATIONS, SHARDED, arguments, least_bytes, product_operations
 from .programs import Program, jax_program, reason, torch_absence, torch_program, torch_tensors
-from .shapes import Case, Shape
+from .shapes import Case, case_from
 from .timing import median_ratio, milliseconds, rounds_of, summary
 from .truth import Truth
 
@@ -157,10 +157,10 @@ class Measurement:
             inputs = {name: [self.arguments_of(name, copy) for copy in self.copies] for name in names}
         runs = {name: partial(rotated, self.programs[name].run, inputs.get(name, inputs[names[0]])) for name in names}
         rounds = rounds_of(runs, self.seconds)
-        for name, times in rounds.items():
-            self.results[name] |= {"wall_ms": summary(times)}
+        for name, (times, kernel) in rounds.items():
+            self.results[name] |= {"wall_ms": summary(times), **kernel._asdict()}
             if "ours" in rounds:
-                self.results[name]["to_ours"] = median_ratio(times, rounds["ours"])
+                self.results[name]["to_ours"] = median_ratio(times, rounds["ours"].milliseconds)
             if self.contenders[name].library == "jax":
                 self.results[name] |= traced(runs[name])
 
@@ -231,11 +231,9 @@ def bound_memory(limit: int | None) -> None:
 
 
 def measure(request: dict) -> None:
-    operation, shape, dtype, mode = request["case"]
     limit = request["limit"] if jax.default_backend() == "cpu" else None
     bound_memory(limit)
-    case = Case(operation, Shape(*shape), dtype, mode)
-    measurement = Measurement(case, request, limit)
+    measurement = Measurement(case_from(request["case"]), request, limit)
     measurement.compile()
     measurement.check()
     measurement.time()

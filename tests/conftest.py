@@ -1,7 +1,8 @@
 """Eight virtual CPU devices, strict promotion, shapes and types enforced inside the library, and a printed seed.
 
 ``make test`` runs the suite in two parts: programs compiled quickly (``compiling.py``), and the tests marked ``optimized``,
-compiled as users do. Plain ``pytest`` compiles everything as users do.
+compiled as users do; of each test at most four parameter cases, always the same ones, and ``make test-all`` runs the others.
+Plain ``pytest`` runs all of them, compiled as users do.
 
 Programs are compiled once: later tests, the other worker and later runs take them from pytest's cache (`--cache-clear`
 forgets them). More than half of the suite's time went into compiling, half of that into programs compiled before.
@@ -16,6 +17,7 @@ from collections import defaultdict
 from . import compiling
 
 SEED_VARIABLE = "CROSSENT_JAX_SEED"
+FIRST_CASES = 4  # of each test, in `make test`
 DEVICES = " --xla_force_host_platform_device_count=8"
 
 FLAGS = f"{DEVICES} {compiling.as_flags()}" if compiling.is_quick() else DEVICES
@@ -60,19 +62,28 @@ def pytest_addoption(parser):
     parser.addoption(
         "--cases", type=int, help="run at most so many of each test's parameter cases, the same ones every time"
     )
+    parser.addoption(
+        "--part", choices=("first", "rest"), help=f"run {FIRST_CASES} cases of each test at most, or the others"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     if compiling.is_quick():
         deselect(config, items, [item for item in items if item.get_closest_marker("optimized")])
-    most = config.getoption("--cases")
-    if most is None:
-        return
+    part, most = config.getoption("--part"), config.getoption("--cases")
+    if part is not None:
+        left_out = slice(FIRST_CASES, None) if part == "first" else slice(FIRST_CASES)
+        deselect(config, items, [item for group in mixed_cases(items) for item in group[left_out]])
+    if most is not None:
+        deselect(config, items, [item for group in mixed_cases(items) for item in group[most:]])
+
+
+def mixed_cases(items):
+    """Of each test, in an order that is always the same."""
     cases = defaultdict(list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
-    mixed = [sorted(group, key=lambda item: zlib.crc32(item.nodeid.encode())) for group in cases.values()]
-    deselect(config, items, [item for group in mixed for item in group[most:]])
+    return [sorted(group, key=lambda item: zlib.crc32(item.nodeid.encode())) for group in cases.values()]
 
 
 def deselect(config, items, left_out):
@@ -96,12 +107,12 @@ def pytest_report_header(config):
 
 @pytest.fixture(scope="module")
 def small_blocks():
-    """A chunk's classes cut into three blocks for its state and four for its gradient (1024 at most), as those of a large
-    chunk are on a CPU."""
-    from crossent_jax._linear import chunk, rows
+    """A chunk's classes cut into three blocks for its state, unless the call is plain, and four for its gradient (1024 at
+    most), as those of a large chunk are on a CPU."""
+    from crossent_jax._linear import cuts, rows
 
     def blocks(row_count, classes, itemsize, plain):
-        return chunk.Blocks(min(1024, classes // 3 + 1), min(1024, classes // 4 + 1))
+        return cuts.Blocks(None if plain else min(1024, classes // 3 + 1), min(1024, classes // 4 + 1))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "cpu_blocks", blocks)

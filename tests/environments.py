@@ -1,9 +1,10 @@
 """Legs of the test run beyond ``make test``, in environments built from the project's files.
 
-    python -m tests.environments lint mutations peers frameworks notebooks docs benchmarks aot floor newest
+    python -m tests.environments cases lint mutations peers frameworks notebooks docs benchmarks aot floor newest
 
 | leg | what |
 |---|---|
+| cases | the parameter cases of each test that ``make test`` leaves out |
 | lint | ruff (rules and format) and pyright |
 | mutations | the planted bugs of tests/mutations, each of which a named test must catch |
 | peers | torch 2.13 answers the committed fixtures again |
@@ -89,9 +90,13 @@ def oldest() -> Path:
 
 
 def suite(python: Path, *options: str, flags: str = "") -> None:
-    """Both parts of ``make test``."""
+    """Both parts of the suite."""
     run(python, *SUITE, *options, XLA_FLAGS=flags, CROSSENT_JAX_COMPILE="quick")
     run(python, *SUITE, *options, "-m", "optimized", XLA_FLAGS=flags)
+
+
+def cases() -> None:
+    suite(Path(sys.executable), "--part", "rest")
 
 
 def lint() -> None:
@@ -194,7 +199,9 @@ def check_that_nothing_is_remote(site: Path) -> None:
     print(f"{len(pages)} pages and style sheets load nothing from another host", flush=True)
 
 
-LEGS = {leg.__name__: leg for leg in (lint, mutations, peers, frameworks, notebooks, docs, benchmarks, aot, floor, newest)}
+LEGS = {
+    leg.__name__: leg for leg in (cases, lint, mutations, peers, frameworks, notebooks, docs, benchmarks, aot, floor, newest)
+}
 
 
 def main(names: list[str]) -> None:

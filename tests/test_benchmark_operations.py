@@ -1,5 +1,6 @@
 """What the benchmarks compare is the same function: every contender answers as float64 does, and a wrong one shows."""
 
+import mmap
 import time
 
 import jax
@@ -161,9 +162,24 @@ def test_the_other_contenders_of_a_round_read_other_inputs():
 def test_rounds_take_turns_on_all_inputs():
     seen = {"a": [], "b": []}
     rounds = rounds_of({name: calls.append for name, calls in seen.items()}, seconds=0.01, at_least=7)
-    assert len(rounds["a"]) == len(rounds["b"]) >= 7
+    assert len(rounds["a"].milliseconds) == len(rounds["b"].milliseconds) >= 7
     assert {i % 3 for i in seen["a"]} == {0, 1, 2}
     assert len(seen["a"]) > 7 * 10  # a short call is repeated within a sample
+
+
+def test_rounds_count_page_faults_of_one_call():
+    """A page of memory that was never touched is a fault; one that was is not."""
+    page, pages = mmap.PAGESIZE, 100  # fewer than one huge page holds
+    held = mmap.mmap(-1, page * pages)
+
+    def touch(memory):
+        for address in range(0, page * pages, page):
+            memory[address] = 1
+
+    calls = {"fresh": lambda i: touch(mmap.mmap(-1, page * pages)), "kept": lambda i: touch(held)}
+    kernel = {name: rounds.kernel for name, rounds in rounds_of(calls, seconds=0.01).items()}
+    assert pages <= kernel["fresh"].page_faults < 1.2 * pages and kernel["kept"].page_faults < 0.2 * pages
+    assert kernel["fresh"].system_ms >= 0
 
 
 def test_ratios_are_of_rounds_not_of_medians():

@@ -66,7 +66,40 @@ def test_what_is_written_is_read(tmp_path):
     results = records.read(write(tmp_path / "a.jsonl", [row(CASE, "ours"), row(CASE, "naive", 2.0)]))
     assert [r["impl"] for r in results.rows] == ["ours", "naive"]
     assert records.key_of(results.rows[1]) == (CASE, "naive")
-    assert results.device == "CPU x, 2 cores" and set(results.ceilings) == {"float32", "bfloat16"}
+    assert results.device == "CPU x, 2 cores" and set(results.ceilings) == {("float32", None), ("bfloat16", None)}
+
+
+def test_rows_of_other_pages_are_other_cases_and_memory_kept_comes_first(tmp_path, capsys):
+    fresh, kept = (CASE._replace(pages=pages) for pages in ("fresh", "kept"))
+    assert str(kept) == f"{CASE}, kept pages"
+    results = records.read(write(tmp_path / "a.jsonl", [row(fresh, "ours", 3.0), row(kept, "ours", 1.0), row(CASE, "ours")]))
+    parts = results.by_pages()
+    assert list(parts) == ["kept", "fresh", None]
+    for pages, median in (("kept", 1.0), ("fresh", 3.0)):
+        assert [r["wall_ms"]["median"] for r in parts[pages].rows] == [median]
+        assert parts[pages].device.endswith(f"{pages} pages")
+    assert set(parts[None].ceilings) == set(results.ceilings) and not parts["kept"].ceilings
+    case = Case("cross_entropy", targets.LOGITS[0], "float32", "value_and_grad")
+    times = {("fresh", "ours"): 1.0, ("fresh", "naive"): 1.5, ("kept", "ours"): 1.0, ("kept", "naive"): 1.25}
+    rows = [row(case._replace(pages=pages), name, time) for (pages, name), time in times.items()]
+    assert command_line.main(["targets", str(write(tmp_path / "b.jsonl", rows))]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "1.250" in line or "1.500" in line]
+    assert lines and ["kept" in line for line in lines] == ["1.250" in line for line in lines]
+
+
+def test_a_file_that_says_nothing_of_pages_is_held_against_memory_kept(tmp_path, capsys):
+    kept, fresh = (CASE._replace(pages=pages) for pages in ("kept", "fresh"))
+    other = write(tmp_path / "a.jsonl", [row(CASE, "ours", 2.0)])
+    both = write(tmp_path / "b.jsonl", [row(fresh, "ours", 9.0), row(kept, "ours", 2.1)])
+    assert command_line.main(["compare", str(other), str(both)]) == 0
+    assert "1 compared" in capsys.readouterr().out
+    slower = write(tmp_path / "c.jsonl", [row(fresh, "ours", 2.0), row(kept, "ours", 9.0)])
+    assert command_line.main(["compare", str(other), str(slower)]) == 1
+    out = tmp_path / "plots"
+    assert command_line.main(["plot", str(both), str(other), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"b-devices.png", "b-devices-fresh.png"}
+    assert command_line.main(["plot", str(other), str(both), "--out", str(tmp_path / "others")]) == 0
+    assert (tmp_path / "others" / "a-devices.png").exists()
 
 
 def test_a_nan_survives_the_file_which_stays_json(tmp_path):
@@ -273,14 +306,15 @@ def test_the_best_formula_of_each_shape_counts_and_the_mean_is_geometric():
 
 def test_figures_of_chips_and_of_this_machine_are_not_mixed():
     case = Case("linear_cross_entropy", targets.CYCLES[0], "bfloat16", "value_and_grad")
-    cycles = {"model_cycles": 300, "profile_cycles": None, "memory_cycles": 50}
+    cycles = {"model_cycles": 300, "memory_cycles": 50}
     rows = [
-        row(case, "ours", platform="aot v5e", **cycles),
+        row(case, "ours", platform="aot v5e", **cycles | {"temp_bytes": 2**30 + 600 * 2**20}),
         row(case, "products", platform="aot v5e", **cycles | {"model_cycles": 200, "memory_cycles": 250}),
     ]
     found = {t.text: list(t.figures(rows)) for t in targets.targets() if list(t.figures(rows))}
-    assert found["v5e: cycles over the bare products'"] == [(str(case.shape), 1.5)]
-    assert found["v5e: the larger of cycles and memory"] == [(str(case.shape), 1.2)]
+    assert found["v5e: cycles over the products of our chunks"] == [(str(case.shape), 1.5)]
+    assert found["v5e: the larger of cycles and memory, over the same"] == [(str(case.shape), 1.2)]
+    assert found["v5e: temporary MiB beside the head's gradient"] == [(str(case.shape), 600.0)]
     assert not any(text.startswith(("v6e", "h100", "linear", "GPU")) for text in found)
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import crossent_jax
 from benchmarks import __main__ as command_line
-from benchmarks import records, run
+from benchmarks import pages, records, run
 from benchmarks.cases import TOO_LARGE
 from benchmarks.processes import Died, answers
 from benchmarks.shapes import Case, Shape
+from crossent_jax._jax import kept_memory
 
 pytestmark = pytest.mark.subprocess
 
@@ -122,6 +124,50 @@ def test_failures_are_tried_again_on_resume_and_what_is_absent_is_not(tmp_path):
     too_large = records.Results(tmp_path, {}, {}, [row("ours", "absent", TOO_LARGE)])
     assert run.open_cases(Namespace(impl=["ours"], shape=None), too_large, [CASE]) == []
     assert run.open_cases(Namespace(impl=["ours"], shape=["n=33,v=17"]), too_large, [CASE]) == [CASE]
+
+
+def test_pages_are_chosen_by_the_environment_of_a_process(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_max=7:glibc.malloc.check=0")
+    monkeypatch.setattr(kept_memory, "can_be_set", lambda: True)
+    large = CASE._replace(shape=Shape(4096, 4099))
+    kept, fresh = pages.with_pages([large], None, "cpu", smoke=True)
+    assert (kept.pages, fresh.pages) == ("kept", "fresh")
+    variables = {case.pages: run.worker_environment("cpu", case.pages, case)["GLIBC_TUNABLES"] for case in (kept, fresh)}
+    assert kept_memory.settings(variables["kept"]) == kept_memory.KEEPS | {"glibc.malloc.check": "0"}
+    assert variables["fresh"] == "glibc.malloc.check=0"
+    assert [case.pages for case in pages.with_pages([large], None, "cpu", smoke=False)] == ["kept"]
+    assert [case.pages for case in pages.with_pages([CASE], None, "cpu", smoke=True)] == ["kept"]  # too small to differ
+    assert [case.pages for case in pages.with_pages([CASE], "both", "cpu", smoke=False)] == ["kept", "fresh"]
+    assert [case.pages for case in pages.with_pages([CASE], "fresh", "cpu", smoke=False)] == ["fresh"]
+
+
+def test_pages_that_nobody_can_choose_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(kept_memory, "can_be_set", lambda: False)  # musl, macOS
+    assert pages.with_pages([CASE], None, "cpu", smoke=True) == [CASE]
+    with pytest.raises(records.Bad, match="--pages kept: .* under glibc .*, this is cpu: leave it out"):
+        pages.with_pages([CASE], "kept", "cpu", smoke=True)
+    monkeypatch.undo()
+    assert pages.with_pages([CASE], None, "tpu", smoke=True) == [CASE]
+    assert "GLIBC_TUNABLES" not in pages.variables(None)
+
+
+@pytest.mark.skipif(not kept_memory.can_be_set(), reason="only glibc keeps memory on demand")
+def test_memory_kept_has_no_page_faults_and_fresh_pages_have_them():
+    """The gradient of 2048 x 8192 float32 logits is 16384 pages."""
+    found = {}
+    for kind in ("kept", "fresh"):
+        case = Case("cross_entropy", Shape(2048, 8192), "float32", "value_and_grad", kind)
+        found[kind] = measured(["logsumexp"], case=case)["logsumexp"]
+    assert found["kept"]["page_faults"] < 1000 and found["fresh"]["page_faults"] > 16000
+    assert found["kept"]["system_ms"] < found["fresh"]["system_ms"]
+
+
+def test_show_versions_says_whether_memory_is_kept(monkeypatch, capsys):
+    monkeypatch.setattr(kept_memory, "can_be_set", lambda: True)
+    for tunables, said in ((kept_memory.with_memory("", True), "kept between calls"), ("", "given back at each call")):
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+        crossent_jax.show_versions()
+        assert f"a CPU's memory is {said}" in capsys.readouterr().out
 
 
 def test_a_worker_is_told_nothing_of_a_pretended_tpu():

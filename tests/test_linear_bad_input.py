@@ -101,6 +101,29 @@ REFUSED = {
     "chunk_rows -3": (ValueError, "chunk_rows at least 1 None -3", linear_cross_entropy, HARD, {"chunk_rows": -3}),
     "chunk_rows 2.5": (TypeError, "chunk_rows static integer 2.5", linear_cross_entropy, HARD, {"chunk_rows": 2.5}),
     "chunk_rows True": (TypeError, "chunk_rows static integer True", linear_cross_entropy, HARD, {"chunk_rows": True}),
+    **{
+        f"memory_budget {value}": (
+            error,
+            f"memory_budget {words} {value}",
+            linear_cross_entropy,
+            HARD,
+            {"memory_budget": value},
+        )
+        for value, error, words in (
+            (0, ValueError, "at least 1 None"),
+            (-3, ValueError, "at least 1 None"),
+            (2.5, TypeError, "static integer bytes"),
+            (True, TypeError, "static integer bytes"),
+            (10, ValueError, "bytes is too small by head's float32 gradient a chunk of one row pass at least"),
+        )
+    },
+    "both limits": (
+        ValueError,
+        "chunk_rows memory_budget not both 4 1000",
+        linear_cross_entropy,
+        HARD,
+        {"chunk_rows": 4, "memory_budget": 1000},
+    ),
     "integer logits_dtype": (
         TypeError,
         "logits_dtype floating int32",

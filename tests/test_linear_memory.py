@@ -2,12 +2,14 @@
 
 Compiled, not run: ``temporary_bytes`` are the compiler's. ``test_aot.py`` has the same for TPUs and an H100."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 import crossent_jax
-from crossent_jax._linear.rows import cut_rows
+from crossent_jax._linear.cuts import Limits, Sizes, cut_rows
 
 pytestmark = pytest.mark.optimized
 
@@ -33,9 +35,13 @@ def naive(hidden, head, labels):
     return -jnp.log(jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], 1)).mean()
 
 
+def cut_on_cpu(batch, d, v, chunk_rows=None):
+    return cut_rows(batch, Sizes(math.prod(batch), d, v), Limits(chunk_rows), True)
+
+
 def allowed_bytes(n, d, v):
     """The head's float32 gradient, 1.2 chunks of float32 logits, and 64 bytes a row."""
-    return 4 * d * v + 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n
+    return 4 * d * v + 1.2 * 4 * cut_on_cpu((n,), d, v).rows * v + 64 * n
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -53,13 +59,13 @@ def test_at_most_half_of_the_rows_at_once(batch):
     rows = 1
     for size in batch:
         rows *= size
-    assert 1 < cut_rows(batch, 16384, 1000, None).rows <= rows / 2
+    assert 1 < cut_on_cpu(batch, 16384, 1000).rows <= rows / 2
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 64, 100, 5000])
 def test_chunk_rows_is_the_most(chunk_rows):
     for batch in [(4096,), (7, 585), (4096, 1), (1,), ()]:
-        assert cut_rows(batch, 16, 1000, chunk_rows).rows <= chunk_rows
+        assert cut_on_cpu(batch, 16, 1000, chunk_rows).rows <= chunk_rows
 
 
 def test_a_tenth_of_the_naive_formula():
@@ -79,4 +85,4 @@ def test_per_token_losses_hold_one_chunk_of_logits_too():
 def test_evaluation_holds_less_than_two_chunks_of_logits():
     n, d, v = 4096, 256, 65536
     bytes_ = temporary_bytes(crossent_jax.linear_cross_entropy, shapes_and_dtypes(n, d, v, "float32"))
-    assert bytes_ <= 1.2 * 4 * cut_rows((n,), d, v, None).rows * v + 64 * n
+    assert bytes_ <= 1.2 * 4 * cut_on_cpu((n,), d, v).rows * v + 64 * n

@@ -164,6 +164,8 @@ def product_slack(static, exact, magnitudes, eps, name):
         slack = slack + float(ml_dtypes.finfo(grid.numpy_dtype(static["dtype"])).eps) / 2 * magnitudes
         if static["dtype"] == "float16":  # dz below the smallest normal number
             slack = slack + 2.0**-25 * length * 4
+        if static.get("kept"):  # exponentials, before dz
+            slack = slack + float(ml_dtypes.finfo(grid.numpy_dtype(static["dtype"])).eps) / 2 * magnitudes
         if name == "hidden" and static["reduction"] != "none":  # kept in its own dtype until the cotangent comes
             slack = slack + float(ml_dtypes.finfo(grid.numpy_dtype(static["dtype"])).eps) / 2 * np.abs(exact)
     return slack + oracle.stored_half_ulp(np.abs(exact) + slack, static["dtype"])

@@ -46,7 +46,7 @@ def test_memory_as_compiled_for_chips():
         rows = rows_of("aot.jsonl")
         ((_, found),) = by_case(rows, "linear_cross_entropy", "bfloat16", "value_and_grad", shape, f"aot {chip}")
         parts[chip] = round(100 * found["ours"]["temp_bytes"] / found["naive"]["temp_bytes"])
-    assert sorted(parts.values()) == [4, 5] and "it is 4 or 5 % of what whole logits take" in facts()
+    assert f"it is {parts['h100']} and {parts['v6e']} % of what whole logits take" in facts()
 
 
 @pytest.mark.parametrize("dtype, mean, worst", [("float32", 0.62, 0.96), ("bfloat16", 0.77, 1.18)])

@@ -7,7 +7,7 @@ import pytest
 
 import crossent_jax
 from crossent_jax._jax import row_blocks
-from crossent_jax.backends import xla
+from crossent_jax._jax.versions import sums_exponentials_at_once
 
 from . import grid, oracle
 
@@ -18,11 +18,16 @@ OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "temperature": 1.5}
 @pytest.fixture
 def one_device(monkeypatch):
     """The suite runs with eight devices of the CPU, where the rows are never taken in blocks."""
-    monkeypatch.setattr(xla, "several_devices", lambda: False)
     monkeypatch.setattr(row_blocks, "several_devices", lambda: False)
     jax.clear_caches()
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def in_blocks(one_device, monkeypatch):
+    """Small arrays too."""
+    monkeypatch.setattr(row_blocks, "WHOLE_BYTES", 0)
 
 
 def batch(dtype):
@@ -34,7 +39,7 @@ def batch(dtype):
 
 
 def test_the_sizes_divide_no_block():
-    size = xla.BLOCK_BYTES // (4 * CLASSES)
+    size = row_blocks.BLOCK_BYTES // (4 * CLASSES)
     assert ROWS > 2 * size and ROWS % size
 
 
@@ -53,7 +58,7 @@ def loops(lowered) -> bool:
         ("float32", "soft", "one per row"),
     ],
 )
-def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape, one_device):
+def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape, in_blocks):
     z, labels, mask = batch(dtype)
     options = dict(OPTIONS)
     if mask_shape != "no mask":
@@ -67,7 +72,7 @@ def test_values_of_blocks_are_those_of_rows(dtype, kind, mask_shape, one_device)
     assert np.all(np.abs(np.asarray(loss) - exact) <= oracle.loss_slack(exact))
 
 
-def test_statistics_of_any_batch_shape(one_device):
+def test_statistics_of_any_batch_shape(in_blocks):
     z, labels, _ = batch("float32")
     flat = crossent_jax.row_stats(z[:22], labels[:22], implementation="reference")
     shaped = crossent_jax.row_stats(z[:22].reshape(2, 11, CLASSES), labels[:22].reshape(2, 11))
@@ -75,7 +80,7 @@ def test_statistics_of_any_batch_shape(one_device):
         np.testing.assert_allclose(got.reshape(22), expected, rtol=2e-6, err_msg=name)
 
 
-def test_bfloat16_gradient_is_that_of_the_reference(one_device):
+def test_bfloat16_gradient_is_that_of_the_reference(in_blocks):
     z, labels, mask = batch("bfloat16")
 
     def gradient(implementation):
@@ -86,19 +91,79 @@ def test_bfloat16_gradient_is_that_of_the_reference(one_device):
     np.testing.assert_allclose(ours, reference, rtol=2**-7, atol=1e-9)  # an ulp of bfloat16
 
 
+PRIME = 50261  # classes
+
+
 @pytest.mark.optimized
+@pytest.mark.parametrize("classes", [CLASSES, PRIME])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_value_holds_one_block(dtype, one_device):
-    """On the CPU alone: another platform's program has no loop."""
-    arguments = jax.ShapeDtypeStruct((4 * ROWS, CLASSES), dtype), jax.ShapeDtypeStruct((4 * ROWS,), jnp.int32)
+def test_value_holds_one_block(dtype, classes, in_blocks):
+    """On the CPU alone: another platform's program has no loop, and none of the parts of a row."""
+    arguments = jax.ShapeDtypeStruct((4 * ROWS, classes), dtype), jax.ShapeDtypeStruct((4 * ROWS,), jnp.int32)
     traced = jax.jit(crossent_jax.cross_entropy).trace(*arguments)
     temporary = traced.lower().compile().memory_analysis().temp_size_in_bytes
     assert temporary <= 64 * 4 * ROWS + 4 * 2**20
-    for platform, expected in {"cpu": True, "tpu": False, "cuda": False}.items():
-        assert loops(traced.lower(lowering_platforms=(platform,))) == expected
+    for platform in ("cpu", "tpu", "cuda"):
+        lowered = traced.lower(lowering_platforms=(platform,))
+        in_parts = platform == "cpu" and dtype == "float32" and classes == CLASSES and sums_exponentials_at_once()
+        assert loops(lowered) == (platform == "cpu" and not in_parts)
+        assert (f"{4 * ROWS * 29}x1733x" in lowered.as_text()) == in_parts
 
 
-def test_a_float32_gradient_takes_the_rows_at_once(one_device):
+def test_values_of_parts_are_those_of_rows(in_blocks):
+    """29 parts: a label in the first and in the last, parts without a class, a row without any, NaN, and an ignored row."""
+    z, labels, _ = batch("float32")
+    z, labels = np.array(z), np.array(labels)
+    labels[:2] = 0, CLASSES - 1
+    z[2, : 3 * 1733] = -np.inf
+    z[2, 1733 * 5] = 1000
+    labels[2] = 1733 * 5 + 1
+    z[3], z[4, 20000], labels[5] = -np.inf, np.nan, -100
+    loss = crossent_jax.cross_entropy(z, labels, reduction="none", ignore_index=-100)
+    lse = crossent_jax.row_stats(z, labels).lse
+    finite = np.setdiff1d(np.arange(ROWS), (3, 4, 5))
+    exact = oracle.exact_loss(z[finite], labels[finite], reduction="none", wide_dtype=oracle.value_dtype("float32"))
+    assert np.all(np.abs(np.asarray(loss)[finite] - exact) <= oracle.loss_slack(exact))
+    assert loss[3] == np.inf and np.isnan(loss[4]) and loss[5] == 0
+    assert lse[3] == -np.inf and np.isnan(lse[4]) and np.isfinite(np.delete(lse, (3, 4))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_derivatives_of_both_orders_are_those_of_whole_rows(dtype, one_device, monkeypatch):
+    """Blocks of 3 rows, the first of which overlaps: sums over rows (temperature, class weights, losses) count each row
+    once, and 16-bit arrays that are read and written by their bits have their derivatives."""
+    gen = grid.rng("derivatives in blocks", dtype)
+    z, labels = grid.logits(gen, 11, 7, dtype), grid.labels(gen, 11, 7)
+    weights = jnp.arange(1, 8, dtype=jnp.float32)
+
+    def losses(z, temperature, weights):
+        options = {"temperature": temperature, "class_weights": weights, "label_smoothing": 0.1, "entropy_weight": 0.2}
+        yield crossent_jax.cross_entropy(z, labels, softcap=3.0, **options)
+        yield crossent_jax.kl_divergence(z, z[::-1], temperature=temperature)
+        yield crossent_jax.binary_cross_entropy(z, z > 0, temperature=temperature, pos_weight=weights)
+
+    def both_orders(*given):
+        def gradients(*given):
+            return jax.grad(lambda *given: sum(losses(*given)), (0, 1, 2))(*given)
+
+        def square(*given):
+            return sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in gradients(*given))
+
+        return gradients(*given), jax.grad(square, (0, 1, 2))(*given)
+
+    given = z, jnp.float32(1.3), weights
+    whole = jax.jit(both_orders)(*given)
+    monkeypatch.setattr(row_blocks, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 4 * 7 * 3)
+    jax.clear_caches()
+    lowered = jax.jit(both_orders).lower(*given)
+    assert loops(lowered)
+    for ours, expected in zip(jax.tree.leaves(lowered.compile()(*given)), jax.tree.leaves(whole), strict=True):
+        scale = float(jnp.max(jnp.abs(expected.astype(jnp.float32))))
+        np.testing.assert_allclose(np.float32(ours), np.float32(expected), atol=8 * float(jnp.finfo(dtype).eps) * scale)
+
+
+def test_a_float32_gradient_takes_the_rows_at_once(in_blocks):
     """There the exponentials become the gradient in place."""
     arguments = jax.ShapeDtypeStruct((ROWS, CLASSES), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
     assert not loops(jax.jit(jax.value_and_grad(crossent_jax.cross_entropy)).lower(*arguments))

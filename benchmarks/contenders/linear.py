@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 import crossent_jax
 from crossent_jax._jax.pieces import cut, read, scan_rows
-from crossent_jax._linear.rows import cut_rows
+from crossent_jax._linear.cuts import Limits, Sizes, cut_rows
 
 from . import logits
 from .contender import Contender, formula, of_torch
 
 GRADIENTS = ("value_and_grad",)
+other_chip: str | None = None  # that is compiled for and is not here
 
 
 def ours(hidden, head, labels):
@@ -24,8 +25,23 @@ def ours_reference(hidden, head, labels):
     return crossent_jax.linear_cross_entropy(hidden, head, labels, implementation="reference")
 
 
+def ours_in_4_gib(hidden, head, labels):
+    return crossent_jax.linear_cross_entropy(hidden, head, labels, memory_budget=4 * 2**30, logits_dtype=hidden.dtype)
+
+
 def ours_per_token(hidden, head, labels):
     return crossent_jax.linear_cross_entropy(hidden, head, labels, reduction="none").mean()
+
+
+def ours_ignored(case):
+    """Value and gradients where two of sixteen sequences count."""
+    counts = jnp.arange(case.shape.n) * 16 // case.shape.n % 8 == 0
+
+    def loss(hidden, head, labels):
+        where = counts & (labels >= 0)  # which a compiler does not know
+        return crossent_jax.linear_cross_entropy(hidden, head, labels, where=where)
+
+    return jax.value_and_grad(loss, (0, 1))
 
 
 def float32_logits(hidden, head):
@@ -56,12 +72,18 @@ def checkpointed(size: int):
     return loss
 
 
-def chunk_rows(case) -> int:
+def chunk_rows(shape) -> int:
     """Of ours, by default."""
-    return cut_rows((case.shape.n,), case.shape.d, case.shape.v, None).rows
+    on_cpu = not other_chip and jax.default_backend() == "cpu"
+    return cut_rows((shape.n,), Sizes(shape.n, shape.d, shape.v), Limits(), on_cpu).rows
 
 
-def bare_products(case):
+def whole_products(case):
+    """The bare products of all rows at once."""
+    return bare_products(case, case.shape.n)
+
+
+def bare_products(case, size=None):
     """``(x W, z W^T, x^T z)`` chunk by chunk, in our chunks."""
 
     def products(hidden, head, labels):
@@ -75,7 +97,7 @@ def bare_products(case):
             dw = jax.lax.dot_general(x, z, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
             return total + dw, dx.astype(x.dtype)
 
-        pieces = cut(hidden.shape[0], chunk_rows(case))
+        pieces = cut(hidden.shape[0], size or chunk_rows(case.shape))
         total, dx = scan_rows(pieces, chunk, jnp.zeros(head.shape, jnp.float32), 0)
         return dx, total.astype(head.dtype)
 
@@ -84,7 +106,7 @@ def bare_products(case):
 
 def four_products(case):
     """The logits of every chunk once more, before the three products."""
-    size, three = chunk_rows(case), bare_products(case)
+    size, three = chunk_rows(case.shape), bare_products(case)
 
     def products(hidden, head, labels):
         starts = jnp.array([min(start, hidden.shape[0] - size) for start in range(0, hidden.shape[0], size)])
@@ -151,8 +173,19 @@ LINEAR_CROSS_ENTROPY = {
     "ours": formula("crossent_jax.linear_cross_entropy", ours),
     "ours-reference": formula("the same, implementation='reference'", ours_reference),
     "ours-per-token": formula("reduction='none', then the mean", ours_per_token, ranked=False, products=4, modes=GRADIENTS),
+    "ours-4GiB": formula(
+        "memory_budget of 4 GiB, logits of the inputs' dtype", ours_in_4_gib, modes=GRADIENTS, platforms=("gpu", "tpu")
+    ),
     "ours-frozen-head": formula(
         "the gradient of hidden alone", ours, ranked=False, products=2, differentiated=1, modes=GRADIENTS, least_width=1024
+    ),
+    "ours-ignored": Contender(
+        "7/8 of the rows ignored, in whole sequences",
+        ours_ignored,
+        modes=GRADIENTS,
+        ranked=False,
+        is_loss=False,
+        least_width=256,
     ),
     **{f"checkpoint-{s}": formula(f"jax.checkpoint over {s} rows", checkpointed(s)) for s in (128, 512, 1024)},
     "naive": formula("softmax of the whole logits, then log", of_logits(logits.naive)),
@@ -161,6 +194,14 @@ LINEAR_CROSS_ENTROPY = {
     "t5x": formula("the form of T5X and MaxText on the whole logits", of_logits(logits.t5x)),
     "tokamax": Contender("tokamax's own choice", tokamax, packages=("tokamax",)),
     "products": Contender("three bare products, our chunks", bare_products, modes=GRADIENTS, ranked=False, is_loss=False),
+    "products-whole": Contender(
+        "three bare products, all rows at once",
+        whole_products,
+        modes=GRADIENTS,
+        ranked=False,
+        is_loss=False,
+        platforms=("gpu", "tpu"),
+    ),
     "products-4": Contender(
         "the logits once more",
         four_products,

@@ -9,8 +9,8 @@ from jaxtyping import Array
 from .. import guards
 from .._dense.shards import total_classes
 from .._jax.versions import whole_along
+from .._linear.describe import describe
 from .._linear.projection import Projection
-from .._linear.rows import describe
 from .._linear.spec import LinearSpec, Rows, Spec
 from .._row.block import is_soft
 from .._row.labels import class_index
@@ -37,6 +37,7 @@ def check_linear_rows(
     bias,
     head_vocab_axis,
     chunk_rows,
+    memory_budget,
     logits_dtype,
     shift=0,
     segment_ids=None,
@@ -51,7 +52,8 @@ def check_linear_rows(
     """The same for a call on hidden states and a head."""
     vocab_axis = checks.head_vocab_axis(head_vocab_axis)
     projection = Projection(*checks.projection(hidden, head, bias, vocab_axis))
-    linear = LinearSpec(vocab_axis, checks.chunk_rows(chunk_rows), checks.logits_dtype(logits_dtype), checks.shift(shift))
+    limits = checks.limits(chunk_rows, memory_budget)
+    linear = LinearSpec(vocab_axis, limits, checks.logits_dtype(logits_dtype), checks.shift(shift))
     z = jax.ShapeDtypeStruct((*projection.hidden.shape[:-1], projection.head.shape[vocab_axis]), projection.hidden.dtype)
     described = ", ".join(
         f"{x.dtype}{list(x.shape)} {name}" for name, x in (("hidden", projection.hidden), ("head", projection.head))

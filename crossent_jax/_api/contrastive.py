@@ -12,7 +12,7 @@ from .._dense.shards import sum_over
 from .._jax.pieces import even_size
 from .._jax.versions import joint_axes, mesh_axes, on_axis, varying_over
 from .._linear.batch_matrix import Batch, BatchSpec, Weights, batch_loss, dtype_of, gathered
-from .._linear.rows import default_rows
+from .._linear.cuts import Sizes, rows_on_cpu
 from . import checks
 from .forward_mode import NO_WAY_OUT, forward_mode_hint
 
@@ -155,7 +155,7 @@ def _check_values(queries: Array, keys: Array, where, temperature, bias) -> None
 
 def _rows(batch: Batch, chunk_rows) -> int:
     (n, d), m = batch.queries.shape, batch.keys.shape[0]
-    return checks.chunk_rows(chunk_rows) or even_size(n, default_rows(n, d, m))
+    return checks.chunk_rows(chunk_rows) or even_size(n, rows_on_cpu(Sizes(n, d, m)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

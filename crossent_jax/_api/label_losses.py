@@ -15,6 +15,7 @@ from jaxtyping import Array
 from .._dense.shards import local_labels, sum_over, total_classes
 from .._dense.vjp import row_state, without_dead_values
 from .._jax.versions import lookup
+from .._linear.counted import Masks
 from .._linear.rows import projection_state, projection_sum
 from .._linear.spec import Rows, Spec
 from .._row.block import Operands, Wanted, along_axis, is_soft
@@ -36,6 +37,11 @@ class Prepared(NamedTuple):
     valid: Maybe
     weight: Maybe
     live: Maybe
+
+    @property
+    def masks(self) -> Masks:
+        """Of the rows of a projection."""
+        return Masks(self.valid, self.live)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -62,7 +68,7 @@ def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
 def _reduced(spec, reduction, wanted, rows, parts, losses_of, of_rows, shared, row_weights, class_weight):
     """The losses ``losses_of(state, of_rows, shared)`` of all rows, reduced."""
     if spec.linear is not None and reduction != "none":
-        losses = projection_sum(spec, wanted, rows.logits, parts.operands, parts.live, losses_of, of_rows, shared)
+        losses = projection_sum(spec, wanted, rows.logits, parts.operands, parts.masks, losses_of, of_rows, shared)
     else:
         losses = losses_of(_state(spec, wanted, rows, parts), of_rows, shared)
     like = jnp.ones(_batch_shape(spec, rows), rows.dtype)
@@ -117,7 +123,7 @@ def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool) -> tuple[Ro
 
 def _state(spec: Spec, wanted: Wanted, rows: Rows, parts: Prepared) -> State:
     if spec.linear is not None:
-        state = projection_state(spec, wanted, rows.logits, parts.operands, parts.live)
+        state = projection_state(spec, wanted, rows.logits, parts.operands, parts.masks)
     else:
         state = row_state(BACKENDS[spec.backend], wanted, parts.operands, parts.live, spec.axis_name)
     chex.assert_shape([field for field in state if field is not None], _batch_shape(spec, rows))
@@ -132,14 +138,17 @@ def _prepare(spec: Spec, rows: Rows, prior: bool) -> Prepared:
     if is_soft(rows.target):
         valid = rows.where
         target, weight = _weighted_targets(spec, rows._replace(target=_targets_that_count(spec, rows)), dtype)
+        matters = weight
     else:
         valid = valid_rows(rows.target, rows.where, spec.ignore_index)
-        target = local_labels(keep(valid, class_index(rows.target, everywhere)), classes, spec.axis_name)
+        index = keep(valid, class_index(rows.target, everywhere))
+        target = local_labels(index, classes, spec.axis_name)
         weight = _weight_of_label(spec, rows.class_weights, target, dtype)
+        matters = None if weight is None else jnp.where(index < 0, 1, weight)  # the loss of a label of no class is NaN
     temperature = None if rows.temperature is None else usable(jnp.asarray(rows.temperature, dtype))
     pi = _prior(rows.class_weights, classes, dtype) if prior else None
     operands = Operands(None if linear else rows.logits, target, pi, rows.class_mask, temperature)
-    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else weight))
+    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else matters))
 
 
 def _local_classes(spec: Spec, rows: Rows) -> int:

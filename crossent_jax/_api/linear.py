@@ -35,14 +35,20 @@ def linear_cross_entropy(
         bias: floating ``(v,)``. A bias of -inf masks its class.
         head_vocab_axis: the head's axis of length v, 1 or 0.
         chunk_rows: static; the most rows whose logits exist at once. None: as many as keep a chunk's float32 logits within
-            half the memory of the head's float32 gradient (d / 2), at least 128 and 2**20 logits, at most half of the rows.
-        logits_dtype: the dtype to which a chunk's logits are rounded; None: not at all (float32; float64 for float64).
+            half the memory of the head's float32 gradient (d / 2) or, on a GPU or TPU, 512 MiB if that is more; on a CPU at
+            least d up to 256, 128, and 2**20 logits, at most half of the rows.
+        memory_budget: static; instead of ``chunk_rows``, the most bytes to hold beside inputs and gradients (of one device,
+            and a few numbers a row): the head's float32 gradient, unless all rows are one chunk, and of each row of a chunk
+            its logits and their exponentials, 6 bytes a class in bfloat16. :func:`explain` says what comes of it.
+        logits_dtype: the dtype to which a chunk's logits are rounded; None: not at all (float32; float64 for float64). With
+            bfloat16 for bfloat16 inputs a GPU or TPU never writes them in float32.
         shift: static; the label of a hidden state stands ``shift`` places later on the last batch axis. ``shift=1`` with
             ``labels=tokens`` predicts the next token. Labels without such a state are ignored. What belongs to labels
             (``where``, ``row_weights``, ``segment_ids``, and the result for "none") is indexed like them.
         segment_ids: integer ``(...)``, with ``shift``: a label in another segment than its hidden state is ignored.
         where, row_weights, ...: as in :func:`cross_entropy`. An ignored row has an exactly zero gradient and adds exactly
-            nothing to the head's, even if its hidden state is NaN.
+            nothing to the head's, even if its hidden state is NaN; in large problems on one device, or inside a fully manual
+            ``jax.shard_map``, it costs no product.
         axis_name: inside ``jax.shard_map``, the mesh axis over which head and bias are split along the vocabulary.
         implementation: None chooses; "reference" also has forward mode, in bounded memory.
 
@@ -54,7 +60,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: as :func:`cross_entropy`; for shapes of hidden, head, bias and labels that do not fit (a head
-            that looks transposed is named), ``chunk_rows`` below 1, ``segment_ids`` without ``shift``.
+            that looks transposed is named), ``chunk_rows`` below 1, a ``memory_budget`` that a chunk of one row does not fit
+            into (it says by how much), ``segment_ids`` without ``shift``.
 
     Example:
         >>> import jax.numpy as jnp, crossent_jax

@@ -31,8 +31,8 @@ def linear_divergence(hidden: ArrayLike, head: ArrayLike, **options: Unpack[Line
         teacher_top_k: an index outside ``[0, v)``, or the same one twice in a row, gives that row a NaN loss and no
         gradient.
         teacher_head_vocab_axis: as ``head_vocab_axis``; None: the same.
-        bias, head_vocab_axis, chunk_rows, logits_dtype: as in :func:`linear_cross_entropy`, of both sides; a chunk has half
-            its rows, for its two distributions.
+        bias, head_vocab_axis, chunk_rows, memory_budget, logits_dtype: as in :func:`linear_cross_entropy`, of both sides; a
+            chunk has half its rows, for its two distributions.
         kind, beta, order, labels, ...: as in :func:`divergence`.
 
     Returns:

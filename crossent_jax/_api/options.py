@@ -35,6 +35,7 @@ class Head(TypedDict, total=False):
     bias: Annotated[ArrayLike | None, None]
     head_vocab_axis: Annotated[int, 1]
     chunk_rows: Annotated[int | None, None]
+    memory_budget: Annotated[int | None, None]
     logits_dtype: Annotated[DTypeLike | None, None]
 
 

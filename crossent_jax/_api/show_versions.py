@@ -5,6 +5,8 @@ from importlib import metadata
 
 import jax
 
+from .._jax import kept_memory
+
 PACKAGES = (
     "crossent-jax",
     "jax",
@@ -20,7 +22,8 @@ PACKAGES = (
 
 
 def show_versions() -> None:
-    """Print the versions of this library, of what it stands on, of Python, and the devices JAX sees.
+    """Print the versions of this library, of what it stands on, of Python, the devices JAX sees, and whether a CPU's arrays
+    leave their memory to the next ones (docs: On a CPU).
 
     Example:
         >>> import crossent_jax
@@ -33,6 +36,13 @@ def show_versions() -> None:
             print(f"{name} {version}")
     print(f"python {platform.python_version()} on {platform.platform()}")
     print(f"backend {jax.default_backend()}: " + ", ".join(device.device_kind for device in jax.devices()))
+    print(f"a CPU's memory is {_memory()}")
+
+
+def _memory() -> str:
+    if not kept_memory.can_be_set():
+        return "as its C library has it"
+    return "kept between calls" if kept_memory.is_kept() else f"given back at each call, {kept_memory.VARIABLE} can keep it"
 
 
 def _version(package: str) -> str | None:

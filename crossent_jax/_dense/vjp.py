@@ -14,6 +14,7 @@ from .._jax.versions import typed_like
 from .._row.block import Operands, Wanted, is_soft
 from .._row.state import State
 from ..backends.record import Backend
+from .blocks import gradient_by_rows, state_by_rows
 from .shards import jointly_varying, merge_shards
 
 
@@ -41,11 +42,11 @@ def dense_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
-    return mapped_together(backend.dense_state(wanted, operands))
+    return mapped_together(state_by_rows(backend, wanted, operands))
 
 
 def _forward(backend, wanted, operands):
-    state = mapped_together(backend.dense_state(wanted._replace(gradient_follows=True), operands))
+    state = mapped_together(state_by_rows(backend, wanted._replace(gradient_follows=True), operands))
     return state, (operands, state)
 
 
@@ -62,7 +63,7 @@ def mapped_together(state: State) -> State:
 
 def _backward(backend, wanted, residuals, cotangent):
     operands, state = residuals
-    gradient = backend.dense_gradient(wanted, operands, state, cotangent)
+    gradient = gradient_by_rows(backend, wanted, operands, state, cotangent)
     typed: list[Any] = [None if g is None else typed_like(g, x) for g, x in zip(gradient, operands, strict=True)]
     return (Operands(*typed),)
 

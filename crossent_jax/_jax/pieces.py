@@ -5,11 +5,14 @@ A length may be a symbol (``jax.export`` of any number of rows), which compares 
 most the size asked for, and the last one, of which at least one element is new, overlaps."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
+
+from .versions import joint_axes, varying_axes
 
 
 def is_known(length: Any) -> bool:
@@ -50,7 +53,17 @@ def even_size(length: Any, size: int) -> int:
     for candidate in range(size, size // 2, -1):
         if length % candidate == 0:
             return candidate
-    return -(-length // -(-length // size))
+    return equal_size(length, size)
+
+
+def equal_size(length: Any, size: int, multiple: int = 1) -> int:
+    """The size, of at most ``size``, of pieces as equal as can be, a multiple of ``multiple`` where that leaves as many: for
+    pieces of which the last may overlap its neighbour."""
+    if not is_known(length):
+        return size
+    size = max(1, min(size, length))
+    equal = max(1, -(-length // -(-length // size)) if length else 1)
+    return min(size, multiple * -(-equal // multiple))
 
 
 def scan(pieces: Pieces, step: Callable, carry: Any) -> Any:
@@ -66,11 +79,14 @@ def scan(pieces: Pieces, step: Callable, carry: Any) -> Any:
     return step(carry, start, pieces.rest)
 
 
-def scan_rows(pieces: Pieces, step: Callable, carry: Any, axis: int) -> tuple[Any, Any]:
+def scan_rows(pieces: Pieces, step: Callable, carry: Any, axis: int, last_apart: bool = False) -> tuple[Any, Any]:
     """``carry, rows = step(carry, start, size, fresh)`` for each piece in turn; the ``rows`` of all joined along ``axis``.
 
     Where the pieces leave a rest, the last one begins early and overlaps its neighbour: one program, one buffer. ``fresh``
     is False for what has been seen before (None: all is fresh); its ``rows`` are dropped here, its sums are the step's care.
+
+    ``last_apart``: the last piece is a program of its own after the loop, so that a compiler may join to it what is done
+    with the carry afterwards. Two times the program: not where compilers are slow.
     """
     size, count, rest = pieces
     if pieces.all == 1:
@@ -82,8 +98,21 @@ def scan_rows(pieces: Pieces, step: Callable, carry: Any, axis: int) -> tuple[An
         start = jnp.minimum(index * size, (count - 1) * size + rest)
         return step(carry, start, size, start + jnp.arange(size) >= index * size)
 
-    carry, stacked = jax.lax.scan(body, carry, jnp.arange(pieces.all))
-    return carry, jax.tree.map(lambda x: _joined(x, axis, rest), stacked)
+    if not (last_apart and is_known(rest)):
+        carry, stacked = jax.lax.scan(body, carry, jnp.arange(pieces.all))
+        return carry, jax.tree.map(lambda x: _joined(x, axis, rest), stacked)
+    starts = size * jnp.arange(pieces.all - 1)
+    carry, stacked = jax.lax.scan(lambda carry, start: step(carry, start, size, None), carry, starts)
+    carry, last = body(carry, _after(jnp.asarray(pieces.all - 1, int), carry, stacked))
+    return carry, jax.tree.map(lambda x, y: _joined(jnp.concatenate([x, y[None]]), axis, rest), stacked, last)
+
+
+def _after(index: jax.Array, carry: Any, rows: Any) -> jax.Array:
+    """``index`` when the loop is over and its memory free. A barrier makes all that it holds together vary over the same
+    mesh axes, and so the pieces read at ``index``: over those of the rows, where there are any, and no others."""
+    axes = joint_axes(rows if jax.tree.leaves(rows) else carry)
+    alike = [x for x in jax.tree.leaves((carry, rows)) if varying_axes(x) <= axes]
+    return jax.lax.optimization_barrier((index, alike))[0]
 
 
 def _joined(stacked: jax.Array, axis: int, rest: Any) -> jax.Array:
@@ -108,11 +137,26 @@ def read(x: jax.Array, start, size: int, axis: int) -> jax.Array:
         x, start = jax.lax.optimization_barrier((x, start))  # else XLA makes the bits of all of x, before the loop
         return _from_bits(slice_of(_bits(x), start), x.dtype)
 
-    return _by_platform(x, start, cpu=slice_of_bits, default=slice_of)
+    return _by_platform(slice_of, slice_of_bits, x, start)
+
+
+def rows_at(x: jax.Array, index: jax.Array) -> jax.Array:
+    """The rows of ``x`` at indices, none of which is out of range."""
+
+    def gathered(x, index):
+        return jnp.asarray(x).at[index].get(mode="promise_in_bounds")
+
+    def gathered_bits(x, index):
+        x, index = jax.lax.optimization_barrier((x, index))
+        return _from_bits(gathered(_bits(x), index), x.dtype)
+
+    return _by_platform(gathered, gathered_bits, x, index)
 
 
 def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     """``x`` with the piece at ``start`` replaced, in place inside a loop."""
+    if piece.shape == x.shape:
+        return piece.astype(x.dtype)
 
     def update(x, piece, start):
         return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis, allow_negative_indices=False)
@@ -120,15 +164,26 @@ def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     def update_bits(x, piece, start):
         return _from_bits(update(_bits(x), _bits(piece), start), x.dtype)
 
-    return _by_platform(x, piece.astype(x.dtype), start, cpu=update_bits, default=update)
+    return _by_platform(update, update_bits, x, piece.astype(x.dtype), start)
 
 
-def _by_platform(x: jax.Array, *rest, cpu: Callable, default: Callable) -> jax.Array:
-    """``cpu`` for a 16-bit float on a CPU, whose backend would convert all of it to float32 to slice or update it; on a TPU
-    the bits are copies, two of all of ``x``."""
+def _by_platform(function: Callable, of_bits: Callable, x: jax.Array, *rest) -> jax.Array:
+    """``of_bits`` for a 16-bit float on a CPU, whose backend would convert all of it to float32 to slice or update it; on a
+    TPU the bits are copies, two of all of ``x``."""
     if not _is_half(x.dtype):
-        return default(x, *rest)
-    return jax.lax.platform_dependent(x, *rest, cpu=cpu, default=default)
+        return function(x, *rest)
+    return jax.lax.platform_dependent(x, *rest, cpu=partial(_differentiable, function, of_bits), default=function)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _differentiable(function: Callable, of_bits: Callable, *arrays) -> jax.Array:
+    """``of_bits(*arrays)`` with the derivative of ``function``: to JAX bits are constants (a gradient of a gradient)."""
+    return of_bits(*arrays)
+
+
+@_differentiable.defjvp
+def _differentiable_jvp(function, of_bits, primals, tangents):
+    return of_bits(*primals), jax.jvp(function, primals, tangents)[1]
 
 
 def write_fresh(x: jax.Array, piece: jax.Array, start, axis: int, fresh: jax.Array | None) -> jax.Array:

@@ -8,26 +8,38 @@ dW, db and every other sum over chunks and over devices are float32; dz is cast 
 was subtracted in float32. A row without cotangent enters x^T dz as 0, so that it adds nothing to dW even if its hidden state
 is NaN.
 
-On a CPU the classes of a large chunk are taken a block at a time, in the cache: the state is merged over blocks, and a
-block's dz is used for both products and dropped. Milliseconds of value and gradient on two cores with 1 MiB of L2 each (jax
-0.10.2, medians), by the float32 logits of a block; "whole" is all of a chunk:
+On a CPU a plain chunk (``_row.block.is_plain``) keeps its float32 exponentials where its logits were, in passes over the
+whole chunk, and its gradient is made a block of classes at a time, in the cache: a block's dz is used for both products and
+dropped. A second exponential of each class costs more than all these passes: 0.36 ns on one core of an EPYC with AVX-512,
+where a maximum and a sum take 0.13 and dz from the exponentials 0.1. A slice of the logits or of the head is a copy, 0.27 ns
+a number. Milliseconds of value and gradient on that core, memory kept between calls (docs/on-a-cpu.md; jax 0.10.2; runs
+differ by 5 %):
 
-| (n, d, v) | chunk | 1/2 MiB | 2 MiB | 4 MiB | whole | bare products |
-|---|---|---|---|---|---|---|
-| float32 (4096, 64, 4096) | 2 MiB | 36 | 24 | | 24 | 20 |
-| float32 (2048, 64, 16384) | 8 MiB | 68 | 55 | 55 | 42 | 39 |
-| float32 (1024, 64, 65536) | 32 MiB | 170 | 141 | 132 | 141 | 111 |
-| float32 (1024, 256, 65536) | 32 MiB | 403 | 365 | 387 | 402 | 454 |
-| bfloat16 (2048, 64, 16384) | 8 MiB | 60 | 43 | 40 | 37 | 32 |
-| bfloat16 (1024, 64, 65536) | 32 MiB | 152 | 108 | 110 | 139 | 93 |
-| bfloat16 (1024, 256, 65536) | 32 MiB | 297 | 252 | 247 | 301 | 363 |
+| (n, d, v) | state in blocks, exponentials twice | now | naive formula |
+|---|---|---|---|
+| float32 (1024, 64, 65536) | 384 | 349 | 445 |
+| float32 (2048, 256, 32768) | 1293, 128 rows | 1149, 256 rows | 1146 |
+| bfloat16 (4096, 64, 4096) | 62 | 43 | 87 |
+| bfloat16 (1024, 64, 65536) | 259 | 219 | 389 |
+| bfloat16 (2048, 256, 32768) | 746, 128 rows | 651, 256 rows | 1054 |
 
-Elsewhere all classes are one block, and dz is made once, in the dtype of the products: a compiler of TPUs forms it inside
-both products if it may, which costs the exponential once more and, says its profiler, more cycles on v5e (fewer on v6e).
+Other chunks on a CPU make their state in blocks of classes too, merged. Elsewhere all classes are one block. On a TPU, where
+nothing but its exponential is read of a class (plain losses, z-loss, focal, Poly-1, class weights, masks; a trained hidden
+state and head), the pass that adds the exponentials up keeps them, in the dtype of the products and with a mark at the
+label, in place of the logits, and the compiler forms dz inside both products: a pass over the logits and an exponential
+less. Otherwise dz is made once, from the logits, in that dtype. Model cycles, millions, of value and gradient at (8192,
+2048, 131072) in bfloat16, chunks of 1024 rows (benchmarks/results/aot.jsonl has the library itself):
+
+| | v5e | v6e |
+|---|---|---|
+| dz once, from the logits | 169 | 74 |
+| the exponentials kept | 149 | 64 |
+| and the last chunk apart (``_linear.fused``) | 144 | 61 |
+| three bare products, all rows at once | 103 | 35 |
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,13 +50,23 @@ from .._jax.differentiated import cotangents, is_asked, written_dtype, zeros
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import Pieces, add, cut, read, scan, write, write_fresh
 from .._jax.versions import is_split, to_varying, typed_like, varying_axes
-from .._row.block import Operands, Wanted, is_soft
+from .._row.block import (
+    Operands,
+    Wanted,
+    are_exponentials_enough,
+    gradient_of_exponentials,
+    is_soft,
+    kept_exponentials,
+    without_cotangent,
+)
 from .._row.labels import local_index
 from .._row.state import NO_CLASS, Maybe, State, merge
 from ..backends.record import Backend
+from .cuts import Blocks
 from .projection import (
     Layout,
     Projection,
+    Rounded,
     bias_gradient,
     classes_of,
     head_gradient,
@@ -56,18 +78,15 @@ from .projection import (
     transposed,
 )
 
-
-class Blocks(NamedTuple):
-    """How many classes of a chunk are taken at a time, for its state and for its gradient."""
-
-    state: int
-    gradient: int
+ALIGNED, PADDED_TO = 8, 128  # elements of 16 bits on a GPU: what its products need, a tile of them
 
 
 class Plan(NamedTuple):
-    """The static half of a fused call. Chunks run along the rows' last axis, ``axis``: ``chunk`` of it at a time, and all of
-    the axis before it (if there is one), so that a batch axis split over devices stays where it is. ``blocks``: those on a
-    CPU."""
+    """The static half of a fused call on one platform. Chunks run along the rows' last axis, ``axis``: ``chunk`` of it at a
+    time, and all of the axis before it (if there is one), so that a batch axis split over devices stays where it is.
+    ``exponentials``: whether they are kept in place of the logits where they may be; ``marked``: whether in the dtype of the
+    products, the label marked by its sign; ``padded``: whether operands are; ``last_apart``: whether the last chunk is a
+    program of its own."""
 
     backend: Backend
     wanted: Wanted
@@ -75,6 +94,17 @@ class Plan(NamedTuple):
     axis: int
     chunk: int
     blocks: Blocks
+    exponentials: bool = False
+    marked: bool = False
+    padded: bool = False
+    last_apart: bool = False
+
+
+class Plans(NamedTuple):
+    """The plan on a CPU, and on any other platform."""
+
+    cpu: Plan
+    other: Plan
 
 
 class Fused(NamedTuple):
@@ -84,19 +114,68 @@ class Fused(NamedTuple):
     operands: Operands
 
 
-def by_platform(plan: Plan, function: Callable, fused: Fused, *arguments):
-    """``function(plan, fused, *arguments)`` with the plan's blocks on a CPU, and one block of all classes elsewhere, or
-    where the type of the head says that its classes are split over devices."""
-    if is_split(fused.projection.head, plan.layout.vocab_axis):
-        return function(in_one_block(plan, fused), fused, *arguments)
-    whole = partial(function, in_one_block(plan, fused))
-    return jax.lax.platform_dependent(fused, *arguments, cpu=partial(function, plan), default=whole)
+def by_platform(plans: Plans, function: Callable, fused: Fused, *arguments):
+    """``function(plan, fused, *arguments)`` with the plan of the platform compiled for, or the last one where the type of
+    the head says that its classes are split over devices."""
+    if is_split(fused.projection.head, plans.other.layout.vocab_axis):
+        return function(plans.other, fused, *arguments)
+    on_cpu, elsewhere = (partial(function, plan) for plan in plans)
+    on_gpu = partial(function, plan_of_a_gpu(plans.other, fused, _wants_padding(fused)))
+    return jax.lax.platform_dependent(fused, *arguments, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
 
 
-def in_one_block(plan: Plan, fused: Fused) -> Plan:
-    """The plan with all classes in one block."""
-    classes = classes_of(plan.layout, fused.projection)
-    return plan._replace(blocks=Blocks(classes, classes))
+def plan_of_a_gpu(plan: Plan, fused: Fused, padded: bool) -> Plan:
+    """A GPU's products take nothing in: dz is an array for them, whatever it is made of. Kept exponentials would be one more
+    (an H100, as compiled: (16384, 4096, 151936) in bfloat16 moves 132 GB for 122, (4096, 1024, 65536) in float32 holds 1032
+    MiB for 536), and so would the last chunk's part of the head's gradient."""
+    return plan._replace(padded=padded and may_be_padded(fused), exponentials=False, last_apart=False)
+
+
+def _wants_padding(fused: Fused) -> bool:
+    """16-bit products of a GPU read 16 bytes at a time: for any other size XLA pads copies of head, dz and the
+    head's gradient inside every chunk."""
+    odd = any(size % ALIGNED for size in fused.projection.head.shape)
+    return odd and product_dtype(fused.projection).itemsize == 2
+
+
+def may_be_padded(fused: Fused) -> bool:
+    """Not where an array of all rows and classes would have to be copied."""
+    target, mask = fused.operands.target, fused.operands.class_mask
+    return not is_soft(target) and (mask is None or mask.ndim == 1)
+
+
+def padded(plan: Plan, fused: Fused) -> Fused:
+    """With features of 0 and masked classes appended, once and outside the loop, where the plan says so."""
+    if not plan.padded:
+        return fused
+    projection, operands = fused
+    vocab_axis, features, classes = plan.layout.vocab_axis, plan.layout.feature_axis, classes_of(plan.layout, projection)
+    bias = jnp.zeros(classes, plan.layout.logits_dtype) if projection.bias is None else projection.bias
+    head = _lengthened(_lengthened(projection.head, vocab_axis, PADDED_TO), features, PADDED_TO)
+    return Fused(
+        Projection(_lengthened(projection.hidden, -1, PADDED_TO), head, _lengthened(bias, 0, PADDED_TO, -jnp.inf)),
+        operands._replace(
+            prior=None if operands.prior is None else _lengthened(operands.prior, 0, PADDED_TO),
+            class_mask=None if operands.class_mask is None else _lengthened(operands.class_mask, 0, PADDED_TO, False),
+        ),
+    )
+
+
+def _lengthened(x: Array, axis: int, multiple: int, value: float = 0) -> Array:
+    width = [(0, 0)] * x.ndim
+    width[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, width, constant_values=value)
+
+
+def unpadded(sums: "Sums", fused: Fused) -> "Sums":
+    """The gradients of what was not appended."""
+
+    def cut_to(gradient, part):
+        if gradient is None or gradient.shape == part.shape:
+            return gradient
+        return jax.lax.slice(gradient, [0] * part.ndim, part.shape)
+
+    return Sums(*(cut_to(gradient, part) for gradient, part in zip(sums, parts_of(fused), strict=True)))
 
 
 def chunks_of(plan: Plan, fused: Fused) -> Pieces:
@@ -107,15 +186,15 @@ def chunks_of(plan: Plan, fused: Fused) -> Pieces:
 # --- its logits and its state ----------------------------------------------------------------------
 
 
-def chunk_at(plan: Plan, fused: Fused, start, size: int) -> Fused:
-    """The rows of the chunk that begins at ``start``, with their logits."""
-    here = _rows_at(plan, fused, start, size)
+def chunk_at(plan: Plan, fused: Fused, piece: Callable[[Array], Array]) -> Fused:
+    """The rows of a chunk, with their logits; ``piece`` takes them from an array of all rows."""
+    here = _rows_at(fused, piece)
     return here._replace(operands=here.operands._replace(logits=piece_logits(plan.layout, here.projection)))
 
 
 def chunk_state(plan: Plan, here: Fused) -> State:
     """The state of a chunk's rows."""
-    blocks = cut(classes_of(plan.layout, here.projection), plan.blocks.state)
+    blocks = _cut_classes(plan, here, plan.blocks.state)
     if blocks.all == 1:
         return plan.backend.dense_state(plan.wanted, here.operands)
 
@@ -132,6 +211,11 @@ def chunk_state(plan: Plan, here: Fused) -> State:
     return scan(blocks, step, nothing)
 
 
+def _cut_classes(plan: Plan, here: Fused, size: int | None) -> Pieces:
+    classes = classes_of(plan.layout, here.projection)
+    return cut(classes, size or classes)
+
+
 def _no_class(shapes: State, like: Array) -> State:
     """The identity of ``merge``: the state of a block without unmasked classes."""
     start = {"maximum": -jnp.inf, "argmax": NO_CLASS}
@@ -146,10 +230,7 @@ def _no_class(shapes: State, like: Array) -> State:
     return State._make(field(name, shape) for name, shape in shapes._asdict().items())
 
 
-def _rows_at(plan: Plan, fused: Fused, start, size: int) -> Fused:
-    def piece(x):
-        return read(x, start, size, plan.axis)
-
+def _rows_at(fused: Fused, piece: Callable[[Array], Array]) -> Fused:
     projection, operands = fused
     mask = operands.class_mask
     return Fused(
@@ -179,6 +260,23 @@ def _classes_at(plan: Plan, here: Fused, first, classes: int) -> Fused:
 
 
 # --- what it adds to the gradients -----------------------------------------------------------------
+
+
+def keeps_exponentials(plan: Plan, fused: Fused, needed: "Needed") -> bool:
+    """Whether the gradient of a chunk is made from its exponentials: where these are enough, and rounded to no fewer
+    exponents than they have (float16 has)."""
+    others = needed._replace(hidden=False, head=False)
+    possible = not any(others) and not (plan.marked and product_dtype(fused.projection) == jnp.float16)
+    return plan.exponentials and possible and are_exponentials_enough(plan.wanted, fused.operands)
+
+
+def with_exponentials(plan: Plan, here: Fused, state: State) -> tuple[Fused, State]:
+    """The chunk with its exponentials in place of its logits. Held together with the state, so that one pass over the logits
+    makes both."""
+    kept = kept_exponentials(plan.wanted, here.operands, state, plan.marked)
+    kept = kept.astype(product_dtype(here.projection)) if plan.marked else kept
+    kept, state = jax.lax.optimization_barrier((kept, state))
+    return here._replace(operands=here.operands._replace(logits=kept)), state
 
 
 class Sums(NamedTuple):
@@ -214,11 +312,10 @@ def no_gradient(fused: Fused, needed: "Needed", primals: Fused, scaled_later: bo
 
 def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, start, fresh) -> Sums:
     """``sums`` with the gradients of the chunk that begins at row ``start``, from the cotangents ``g`` of its state, which
-    are 0 where a row is not ``fresh``."""
+    are 0 where a row is not ``fresh``. Its logits are exponentials where the plan says so."""
     if all(part is None for part in sums):
         return sums
-    layout, vocab_axis, gradient_of = plan.layout, plan.layout.vocab_axis, plan.backend.dense_gradient
-    assert gradient_of is not None, "JAX differentiates this backend"
+    layout, vocab_axis = plan.layout, plan.layout.vocab_axis
     hidden, _ = operands_of_product(here.projection)
     features = transposed(_without_dead_rows(plan.wanted, hidden, g))
     dx = None if sums.hidden is None else zeros(hidden, state.exp_sum.dtype)
@@ -227,8 +324,7 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
     def step(carry, first, classes):
         sums, dx, dt = carry
         block = _classes_at(plan, here, first, classes)
-        gradient = gradient_of(plan.wanted, block.operands, state, g)
-        dz = rounded(gradient.logits, features.dtype)
+        gradient, dz = _gradient(plan, block.operands, state, g, features.dtype)
         sums = sums._replace(
             head=_added(sums.head, lambda: head_gradient(layout, dz, features, block.projection.head), first, vocab_axis),
             bias=_added(sums.bias, lambda: bias_gradient(gradient.logits), first, 0),
@@ -239,11 +335,21 @@ def add_gradient(plan: Plan, here: Fused, state: State, g: State, sums: Sums, st
         dt = None if dt is None else write(dt, gradient.target, first, plan.axis + 1)
         return sums, dx, dt
 
-    sums, dx, dt = scan(cut(classes_of(layout, here.projection), plan.blocks.gradient), step, (sums, dx, dt))
+    sums, dx, dt = scan(_cut_classes(plan, here, plan.blocks.gradient), step, (sums, dx, dt))
     return sums._replace(
         hidden=None if dx is None else write_fresh(sums.hidden, dx, start, plan.axis, fresh),
         target=None if dt is None else write_fresh(sums.target, dt, start, plan.axis, fresh),
     )
+
+
+def _gradient(plan: Plan, operands: Operands, state: State, g: State, dtype) -> tuple[Operands, Rounded]:
+    """The gradients of the operands, and that of the logits in the dtype of the products."""
+    if plan.exponentials:
+        dz = gradient_of_exponentials(plan.wanted, operands, state, g, plan.marked)
+        return operands._replace(logits=dz), Rounded(dz.astype(dtype)) if plan.marked else rounded(dz, dtype)
+    assert plan.backend.dense_gradient is not None, "JAX differentiates this backend"
+    gradient = plan.backend.dense_gradient(plan.wanted, operands, state, g)
+    return gradient, rounded(gradient.logits, dtype)
 
 
 def _added(total: Maybe, part: Callable[[], Array], start, axis: int) -> Maybe:
@@ -254,9 +360,7 @@ def _without_dead_rows(wanted: Wanted, hidden: Array, g: State) -> Array:
     """0 for the rows that have no cotangent: their dz is 0, and 0 * NaN must not reach the head's gradient."""
     if not wanted.rows_may_drop:
         return hidden
-    fields = [g.exp_sum, g.exp_dot, g.target_dot, g.target_exp, g.prior_dot]
-    dead = reduce(jnp.logical_and, [field == 0 for field in fields if field is not None])
-    return jnp.where(dead[..., None], 0, hidden)
+    return jnp.where(without_cotangent(g)[..., None], 0, hidden)
 
 
 def as_primals(sums: Sums, fused: Fused, scale=None) -> Fused:

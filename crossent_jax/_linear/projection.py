@@ -9,6 +9,7 @@ float16 ends at 6e-8, where dL/dz of a mean over n rows of v classes is of the s
 multiplied by a power of two before, and divided by it in float32 after the product (:class:`Rounded`).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -77,12 +78,29 @@ def classes_of(layout: Layout, projection: Projection) -> int:
 def piece_logits(layout: Layout, projection: Projection) -> Float[Array, "... v"]:
     """The logits of these rows for these classes."""
     hidden, head = operands_of_product(projection)
-    z = _product(hidden, head, (hidden.ndim - 1,), (layout.feature_axis,))
+    if projection.bias is None and layout.logits_dtype == "bfloat16" == str(hidden.dtype):
+        return _rounded_product(layout, hidden, head)
+    z = _logits(layout, hidden, head)
     if projection.bias is not None:
         z = z + jnp.broadcast_to(projection.bias.astype(z.dtype), z.shape)
     if layout.logits_dtype == "float16":  # its numbers in float32, for the exponents of their gradient
         return jax.lax.reduce_precision(z, exponent_bits=5, mantissa_bits=10)
     return z.astype(layout.logits_dtype)
+
+
+def _logits(layout: Layout, hidden: Array, head: Array, dtype=None) -> Array:
+    return _product(hidden, head, (hidden.ndim - 1,), (layout.feature_axis,), dtype=dtype)
+
+
+def _rounded_product(layout: Layout, hidden: Array, head: Array) -> Array:
+    """Rounded where it is accumulated, so that the float32 logits are not written first; a CPU may accumulate in what the
+    product is to be."""
+
+    def on_cpu(hidden, head):
+        return _logits(layout, hidden, head).astype(jnp.bfloat16)
+
+    elsewhere = partial(_logits, layout, dtype=jnp.bfloat16)
+    return jax.lax.platform_dependent(hidden, head, cpu=on_cpu, default=elsewhere)
 
 
 def hidden_gradient(layout: Layout, dz: Rounded, projection: Projection) -> Float[Array, "... d"]:
@@ -120,7 +138,7 @@ def operands_of_product(projection: Projection) -> tuple[Array, Array]:
     return projection.hidden.astype(dtype), projection.head.astype(dtype)
 
 
-def _product(a, b, contract_a, contract_b, out_sharding=None):
+def _product(a, b, contract_a, contract_b, out_sharding=None, dtype=None):
     dimensions = ((contract_a, contract_b), ((), ()))
-    dtype = statistics_dtype(a.dtype)
+    dtype = statistics_dtype(a.dtype) if dtype is None else dtype
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype, out_sharding=out_sharding)

@@ -7,15 +7,16 @@ from jaxtyping import Array
 
 from .._jax.dtypes import statistics_dtype
 from .._row.state import Maybe
+from .cuts import Limits
 from .projection import Projection, product_dtype
 
 
 class LinearSpec(NamedTuple):
-    """What is static about a projection: the head's vocabulary axis, ``chunk_rows`` (None: by budget), the dtype of a
-    chunk's logits (None: as accumulated), and how many places before its label a hidden state stands."""
+    """What is static about a projection: the head's vocabulary axis, what limits a chunk, the dtype of a chunk's logits
+    (None: as accumulated), and how many places before its label a hidden state stands."""
 
     vocab_axis: int
-    chunk_rows: int | None
+    limits: Limits
     logits_dtype: str | None
     shift: int
 

@@ -13,7 +13,6 @@ run (blocks are of 1 MiB now; benchmarks/results has the library itself):
 | (256, 50257) | 171 | 119 | 117 | 90 |
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._jax.differentiated import filled, is_asked, is_floating, is_primal, typed_as, values_of, zeros
-from .._jax.row_blocks import in_blocks, over_blocks
+from .._jax.row_blocks import by_rows
 from .._jax.versions import joint_axes, to_varying, varying_axes, varying_over
 from ..backends import BACKENDS
 from .kinds import Kind
@@ -50,7 +49,11 @@ def alike(axis_name: str | None, of_classes: Any, rows: PairRows) -> tuple[Any, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _losses(spec: PairSpec, class_mask: Any, rows: PairRows) -> Array:
-    return _by_platform(partial(pair_losses, spec), class_mask, rows, rows.logits, _held(spec.kind, []))
+
+    def run(class_mask, rows, _):
+        return pair_losses(spec, class_mask, rows), None
+
+    return by_rows(run, class_mask, rows, None, rows.logits, _held(spec.kind, []))[0]
 
 
 def _forward(spec: PairSpec, primal_mask: Any, primals: PairRows):
@@ -64,8 +67,7 @@ def losses_and_gradients(spec: PairSpec, needed: list[bool], class_mask: Any, ro
     """``(losses, gradients)``, the gradients of the arrays of ``rows`` for the cotangents ``g`` of the losses (None: 1), in
     their dtypes; None where not needed."""
 
-    def run(class_mask, given):
-        rows, g = given
+    def run(class_mask, rows, g):
         leaves, treedef = jax.tree.flatten(rows)
 
         def losses_of(*moving):
@@ -75,19 +77,21 @@ def losses_and_gradients(spec: PairSpec, needed: list[bool], class_mask: Any, ro
             )
 
         losses, pull = jax.vjp(losses_of, *(x for n, x in zip(needed, leaves, strict=True) if n))
-        return losses, pull(to_varying(jnp.ones_like(losses), varying_axes(losses)) if g is None else g)
+        return (losses, pull(to_varying(jnp.ones_like(losses), varying_axes(losses)) if g is None else g)), None
 
-    losses, gradients = _by_platform(run, class_mask, (rows, g), rows.logits, _held(spec.kind, needed))
+    (losses, gradients), _ = by_rows(run, class_mask, rows, g, rows.logits, _held(spec.kind, needed))
     rest = iter(gradients)
     return losses, [next(rest) if asked else None for asked in needed]
 
 
 def _held(kind: Kind, needed: list[bool]) -> int:
     """How many float32 arrays of the logits' size XLA's CPU backend holds beside the gradients: the exponentials of both
-    sides, and three more where the derivatives of a side must first be made to add up to 0. ``needed`` begins with the
-    student's and the teacher's."""
+    sides, and three more where the kind has longer expressions or the derivatives of a side must first be made to add up to
+    0, or four for both. ``needed`` begins with the student's and the teacher's."""
     sides = zip(kind.balanced, needed, strict=False)
-    return 2 if all(balanced or not asked for balanced, asked in sides) else 5
+    if any(kind.balanced) and all(balanced or not asked for balanced, asked in sides):
+        return 2
+    return 5 + (sum(needed[:2]) == 2)
 
 
 def _backward(spec: PairSpec, residuals, g: Array):
@@ -107,20 +111,3 @@ def _backward(spec: PairSpec, residuals, g: Array):
 
 
 _losses.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _by_platform(function: Callable, class_mask: Any, rows: Any, logits: Array, held: int) -> Any:
-    """``function(class_mask, rows)``, which holds so many arrays of the logits' size; on a CPU, where these are large, in
-    blocks of rows."""
-    if not in_blocks(logits, held):
-        return function(class_mask, rows)
-    by_blocks = partial(_blocks, function, logits.shape)
-    return jax.lax.platform_dependent(class_mask, rows, cpu=by_blocks, default=function)
-
-
-def _blocks(function: Callable, shape: tuple[Any, ...], class_mask: Any, rows: Any) -> Any:
-    *batch, classes = shape
-    shared = class_mask is None or class_mask.ndim == 1
-    each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), (None if shared else class_mask, rows))
-    results = over_blocks(lambda each: function(class_mask if shared else each[0], each[1]), each, classes)
-    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), results)

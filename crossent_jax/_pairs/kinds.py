@@ -59,7 +59,8 @@ class Terms(NamedTuple):
 class Kind(NamedTuple):
     """A divergence: ``terms(elements, parameter, shift)``. ``exponent(elements)``: where given, each row's log-sum-exp is
     its ``shift`` (0 where that is small), None elsewhere. ``finish(sum of phi, shift)``: the divergence. ``balanced``:
-    whether chi, and tau, add up to 0 in every row, so that they are the gradients (what they add up to instead is rounding).
+    whether chi, or tau, adds up to 0 in every row, so that it is the gradient (what it adds up to instead is rounding); the
+    other one adds up to what phi does less that.
     ``key``: what makes two kinds equal. ``integrand``: a user's function that may close over arrays."""
 
     key: Any
@@ -120,9 +121,14 @@ def _total_variation(e: Elements, parameter, shift) -> Terms:
 
 
 def _js(e: Elements, beta, shift) -> Terms:
-    """``log m - log`` of the larger of p and t is ``log(1 + c (exp(-abs x) - 1))``, c being the smaller one's share of m."""
+    """``log m - log`` of the larger of p and t is ``log(1 + c (exp(-abs x) - 1))``, c being the smaller one's share of m.
+
+    With ``h = tanh(abs x / 2)``, ``exp(-abs x) - 1`` is ``-2 h / (1 + h)``: XLA's CPU loops over ten classes one number at a
+    time where ``expm1`` stands in so long an expression (value and gradient of (32768, 10) on two cores: 8.1 ms, so 4.7).
+    """
     size, smaller = jnp.abs(e.x), e.x <= 0
-    of_larger = jnp.log1p(jnp.where(smaller, 1 - beta, beta) * jnp.expm1(-size))
+    half = jnp.tanh(size / 2)
+    of_larger = jnp.log1p(jnp.where(smaller, 1 - beta, beta) * (-2 * half / (1 + half)))
     to_t, to_p = (jnp.where(s, of_larger, of_larger + size) for s in (smaller, ~smaller))
     m = beta * e.t + (1 - beta) * e.p
     phi = times(beta, bregman(e.t, m, to_t)) + times(1 - beta, bregman(e.p, m, to_p))

@@ -34,7 +34,7 @@ from .._jax.differentiated import (
 )
 from .._jax.dtypes import statistics_dtype
 from .._jax.pieces import cut, read, scan_rows, write_fresh
-from .._jax.versions import to_varying, typed_like, varying_axes
+from .._jax.versions import is_split, to_varying, typed_like, varying_axes
 from .._linear.projection import (
     Layout,
     Projection,
@@ -55,13 +55,14 @@ from .loss import PairRows, PairSpec
 
 class PairPlan(NamedTuple):
     """What is static about the loop: the layouts of student and teacher (None: no projection), the rows' axis that is cut
-    (the last) and how much of it makes a chunk."""
+    (the last) and how much of it makes a chunk, on a CPU and elsewhere."""
 
     spec: PairSpec
     student: Layout
     teacher: Layout | None
     axis: int
     chunk: int
+    elsewhere: int
 
 
 class PairCall(NamedTuple):
@@ -91,6 +92,15 @@ def linear_pair_sum(plan: PairPlan, call: PairCall) -> Array:
 def _alike(plan: PairPlan, call: PairCall) -> PairCall:
     (student, teacher, class_mask), rows = alike(plan.spec.axis_name, tuple(call[:3]), call.rows)
     return PairCall(student, teacher, class_mask, rows)
+
+
+def _by_platform(plan: PairPlan, function: Callable, call: PairCall, *arguments):
+    """``function(plan, call, *arguments)`` with the chunks of the platform compiled for, or those of a CPU where the type of
+    the head says that its classes are split over devices."""
+    if is_split(call.student.head, plan.student.vocab_axis):
+        return function(plan, call, *arguments)
+    other = partial(function, plan._replace(chunk=plan.elsewhere))
+    return jax.lax.platform_dependent(call, *arguments, cpu=partial(function, plan), default=other)
 
 
 # --- a chunk ---------------------------------------------------------------------------------------
@@ -199,8 +209,10 @@ def _no_gradient(needed: Gradients, call: PairCall, given: PairCall, scaled_late
 
 def _losses_and_gradients(plan: PairPlan, needed: Gradients, given: PairCall, g: Array | None) -> tuple[Array, Gradients]:
     """``(losses, gradients)`` for the cotangents ``g`` of the losses, None: 1, to be scaled later."""
-    call = _alike(plan, given)
+    return _by_platform(plan, partial(_run, needed, given), _alike(plan, given), g)
 
+
+def _run(needed: Gradients, given: PairCall, plan: PairPlan, call: PairCall, g: Array | None) -> tuple[Array, Gradients]:
     def step(sums, start, size, fresh):
         here = _chunk_at(plan, call, start, size)
         cotangent = None if g is None else read(g, start, size, plan.axis)
@@ -276,7 +288,7 @@ def _as_primals(gradients: Gradients, call: PairCall, scale: Maybe = None) -> Pa
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum(plan: PairPlan, call: PairCall) -> Array:
-    return jnp.sum(_forward_only(plan, _alike(plan, call)))
+    return jnp.sum(_by_platform(plan, _forward_only, _alike(plan, call)))
 
 
 def _sum_forward(plan: PairPlan, primals: PairCall):
@@ -298,12 +310,12 @@ _sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _losses(plan: PairPlan, call: PairCall) -> Array:
-    return _forward_only(plan, _alike(plan, call))
+    return _by_platform(plan, _forward_only, _alike(plan, call))
 
 
 def _losses_forward(plan: PairPlan, primals: PairCall):
     call = values_of(primals)
-    return _forward_only(plan, _alike(plan, call)), (call, as_shapes(_needed(primals)))
+    return _by_platform(plan, _forward_only, _alike(plan, call)), (call, as_shapes(_needed(primals)))
 
 
 def _losses_backward(plan: PairPlan, residuals, g: Array):

@@ -9,7 +9,7 @@ A teacher known in k classes alone (``TopK``) is compared in k + 1 outcomes: tho
 student's logit of that last outcome is the log-sum-exp of its other logits, so that everything else stays as it is.
 """
 
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._dense.shards import local_labels, sum_over, total_classes
-from .._dense.vjp import row_state, without_dead_values
+from .._dense.vjp import row_state
 from .._jax.dtypes import statistics_dtype
-from .._row.block import Operands, Wanted, along_axis, is_soft
+from .._row.block import Operands, Wanted, is_soft
 from .._row.labels import NOT_HERE
-from .._row.logit_map import capped
 from .._row.reduce import weighted_losses
 from .._row.state import Maybe, finalize
 from ..backends import BACKENDS
 from .kinds import Kind
+from .logits import Given, wide_side
 from .row_divergence import Pair, Static, log_sum_exp, row_divergence
 
 
@@ -38,7 +38,8 @@ class TopK(NamedTuple):
 
 class PairSpec(NamedTuple):
     """What is static. ``tail``: of a top-k teacher, whether the classes that it leaves out have the rest of the mass
-    ("bucket") or nothing ("renormalize")."""
+    ("bucket") or nothing ("renormalize"). ``read_again``: whether a GPU reads the logits again instead of holding what it
+    makes of them; not a chunk's, which may be overwritten."""
 
     kind: Kind
     backend: str
@@ -46,6 +47,7 @@ class PairSpec(NamedTuple):
     axis_name: str | None
     squared: bool
     tail: str
+    read_again: bool = True
 
 
 class PairRows(NamedTuple):
@@ -65,9 +67,9 @@ class PairRows(NamedTuple):
 
 def pair_losses(spec: PairSpec, class_mask: Bool[Array, "..."] | None, rows: PairRows) -> Float[Array, "..."]:
     """The weighted loss of each row; 0 for those that do not count."""
-    rows = _in_wide(_without_dead_rows(rows))
-    z = _capped(spec, rows.logits, class_mask)
-    loss = row_divergence(*_compared(spec, class_mask, rows, z))
+    given, rows = Given(rows.logits, rows.teacher, class_mask, _live(rows)), _in_wide(rows)
+    z = wide_side(spec.softcap, rows.logits.dtype, given.logits, class_mask, given.live)
+    loss = row_divergence(*_compared(spec, given, rows, z))
     if spec.squared and rows.temperature is not None:
         loss = jnp.square(rows.temperature[..., 0]) * loss
     if rows.label is not None:
@@ -84,18 +86,12 @@ def _known(rows: PairRows) -> Maybe:
     return reduce(jnp.logical_and, known) if known else None
 
 
-def _without_dead_rows(rows: PairRows) -> PairRows:
-    """Zeros for NaN and inf in rows that do not count, so that no derivative multiplies them by 0."""
-    live = rows.valid
-    if rows.row_weights is not None:
-        counts = rows.row_weights != 0
-        live = counts if live is None else live & counts
-    if live is None:
-        return rows
-    keep = partial(without_dead_values, live=live, axis=-1)
-    teacher = rows.teacher
-    teacher = teacher._replace(log_probs=keep(teacher.log_probs)) if isinstance(teacher, TopK) else keep(teacher)
-    return rows._replace(logits=keep(rows.logits), teacher=teacher)
+def _live(rows: PairRows) -> Maybe:
+    """Which rows count (None: all): of the others NaN and inf become 0, so that no derivative multiplies them by 0."""
+    if rows.row_weights is None:
+        return rows.valid
+    counts = rows.row_weights != 0
+    return counts if rows.valid is None else rows.valid & counts
 
 
 def _in_wide(rows: PairRows) -> PairRows:
@@ -105,27 +101,18 @@ def _in_wide(rows: PairRows) -> PairRows:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, rows)
 
 
-def _capped(spec: PairSpec, z: Array, class_mask: Maybe) -> Array:
-    """The logits after the soft cap, -inf where masked."""
-    if spec.softcap is None and class_mask is None:
-        return z
-    allowed = z != -jnp.inf
-    if class_mask is not None:
-        allowed &= class_mask if class_mask.ndim == z.ndim else along_axis(class_mask, z.ndim, -1)
-    return jnp.where(allowed, capped(jnp.where(allowed, z, 0), spec.softcap), -jnp.inf)
-
-
-def _compared(spec: PairSpec, class_mask: Maybe, rows: PairRows, z: Array) -> tuple[Static, Pair]:
+def _compared(spec: PairSpec, given: Given, rows: PairRows, z: Array) -> tuple[Static, Pair]:
     """What the divergence is taken of."""
-    teacher = rows.teacher
+    teacher = given.teacher
     if not isinstance(teacher, TopK):
-        return Static(spec.kind, spec.axis_name), Pair(
-            z, _capped(spec, teacher, class_mask), rows.temperature, rows.parameter
-        )
+        w = wide_side(spec.softcap, z.dtype, teacher, given.class_mask, given.live)
+        source = given if spec.read_again else None
+        return Static(spec.kind, spec.axis_name, spec.softcap), Pair(z, w, rows.temperature, rows.parameter, source)
     student = z if rows.temperature is None else z / rows.temperature
     everything = teacher.indices.shape[-1] == total_classes(z.shape[-1], spec.axis_name)
     student = _with_rest(spec.axis_name, student, teacher.indices)
-    return Static(spec.kind, None), Pair(student, _with_tail(spec, teacher.log_probs, everything), None, rows.parameter)
+    log_probs = wide_side(None, z.dtype, teacher.log_probs, None, given.live)
+    return Static(spec.kind, None), Pair(student, _with_tail(spec, log_probs, everything), None, rows.parameter)
 
 
 def _with_rest(axis_name: str | None, u: Array, indices: Array) -> Array:

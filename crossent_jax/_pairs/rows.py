@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._jax.versions import regrouped
+from .._linear.cuts import cut_rows
 from .._linear.projection import Layout
-from .._linear.rows import cut_rows, devices_of_rows
+from .._linear.rows import devices_of_rows, sizes_of
 from .._linear.spec import LinearSpec
 from .._row.logit_map import usable
 from .._row.reduce import counted_weights, reduce_rows
@@ -38,11 +39,11 @@ def linear_pair_loss(
 ):
     """Of a projection and its teacher. ``sides``: the student's projection and the teacher's (None: ``rows.teacher``)."""
     student, teacher = sides
-    batch, features = student.hidden.shape[:-1], student.hidden.shape[-1]
-    classes = student.head.shape[linear.vocab_axis]
+    batch = student.hidden.shape[:-1]
     rows = _spread(rows, batch, dtype)
-    features //= 2  # two distributions in a chunk, and their gradients
-    cut = cut_rows(batch, features, classes, linear.chunk_rows, devices_of_rows(student.hidden))
+    sizes = sizes_of(linear, student, distributions=2)
+    devices = devices_of_rows(student.hidden)
+    cut, elsewhere = (cut_rows(batch, sizes, linear.limits, on_cpu, devices) for on_cpu in (True, False))
 
     def reshaped(x):
         return regrouped(x, len(batch), cut.shape, student.hidden)
@@ -52,11 +53,12 @@ def linear_pair_loss(
 
     logits_dtype = linear.logits_dtype or str(dtype)
     plan = PairPlan(
-        spec,
+        spec._replace(read_again=False),
         Layout(linear.vocab_axis, logits_dtype),
         None if teacher is None else Layout(teacher_axis, logits_dtype),
         len(cut.shape) - 1,
         cut.chunk,
+        elsewhere.chunk,
     )
     mask = class_mask if class_mask is None or class_mask.ndim == 1 else reshaped(class_mask)
     call = PairCall(of_rows(student), of_rows(teacher), mask, jax.tree.map(reshaped, rows))

@@ -13,7 +13,7 @@ masked when its raw logit is -inf or ``class_mask`` is false at it, decided befo
 it); it gets no gradient, and neither does a row whose cotangents are all zero, whatever its logits hold.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from .._jax.dtypes import statistics_dtype
+from .._jax.readings import on_a_gpu, read_again, sums_together
 from .._jax.versions import lookup
 from .labels import is_label, label_value
-from .logit_map import capped, logit_map_slope
+from .logit_map import capped, logit_map_slope, over
 from .state import NO_CLASS, NOTHING, Maybe, State, as_shift, at_least, distance
 
 
@@ -60,6 +61,12 @@ def is_soft(target: Array) -> bool:
     return jnp.issubdtype(target.dtype, jnp.floating)
 
 
+def is_plain(wanted: Wanted, operands: Operands) -> bool:
+    """Whether a state reads nothing but logits and labels, and is no more than a cross-entropy needs: XLA's CPU backend
+    holds arrays of a block's size for anything else."""
+    return _is_plain(wanted, operands) and not (wanted.argmax or is_soft(operands.target))
+
+
 def along_axis(vector: Array, ndim: int, axis: int) -> Array:
     """A ``(v,)`` vector as an array of rank ``ndim`` that broadcasts along every axis but ``axis``."""
     shape = [1] * ndim
@@ -72,20 +79,31 @@ def block_state(wanted: Wanted, operands: Operands) -> State:
     axis = wanted.axis
     maximum = _row_maximum(wanted, operands)
     classes = _classes(wanted, operands, maximum)
-    target_dot, target_mass, target_exp = (_soft_fields if is_soft(operands.target) else _label_fields)(
-        wanted, operands, maximum, classes
-    )
-    prior = None if operands.prior is None else _prior_of_allowed(wanted, operands, classes)
+    of_entropy = [classes.e * at_least(classes.d, NOTHING)] if wanted.entropy else []
+    exp_sum, *exp_dot = sums_together(axis, classes.e, *of_entropy)
+    prior_count = jnp.sum(classes.allowed, axis, dtype=maximum.dtype) if wanted.prior_count else None
+    is_long, target_exp, prior_dot, prior_mass = wanted.softcap is not None, None, None, None
+    if is_soft(operands.target):
+        operands, classes = _next_reading(wanted, operands, maximum, classes, is_long)
+        target_dot, target_mass = _soft_fields(wanted, operands, classes)
+    else:
+        target_dot, target_mass = _label_fields(wanted, operands, maximum)
+    if wanted.target_exp and is_soft(operands.target):
+        operands, classes = _next_reading(wanted, operands, maximum, classes, is_long)
+        target_exp = _target_exp(wanted, operands, classes)
+    if operands.prior is not None:
+        operands, classes = _next_reading(wanted, operands, maximum, classes, is_long or wanted.entropy)
+        prior_dot, prior_mass = _prior_fields(wanted, operands, classes)
     return State(
         maximum=maximum,
-        exp_sum=jnp.sum(classes.e, axis),
-        exp_dot=jnp.sum(classes.e * at_least(classes.d, NOTHING), axis) if wanted.entropy else None,
+        exp_sum=exp_sum,
+        exp_dot=exp_dot[0] if exp_dot else None,
         target_dot=target_dot,
         target_mass=target_mass,
         target_exp=target_exp,
-        prior_dot=None if prior is None else jnp.sum(prior * classes.d, axis),
-        prior_mass=None if prior is None else jnp.sum(prior, axis),
-        prior_count=jnp.sum(classes.allowed, axis, dtype=maximum.dtype) if wanted.prior_count else None,
+        prior_dot=prior_dot,
+        prior_mass=prior_mass,
+        prior_count=prior_count,
         argmax=_block_argmax(wanted, operands, maximum) if wanted.argmax else None,
     )
 
@@ -93,15 +111,38 @@ def block_state(wanted: Wanted, operands: Operands) -> State:
 def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -> Operands:
     """Cotangents of the operands (None: not differentiable) from the cotangents ``g`` of the state."""
     operands, state = _apart_from_forward(operands, state)
-    classes = _classes(wanted, operands, state.maximum)
-    dropped = _dropped(wanted, operands, classes, g)
-    du = _zero(dropped, _gradient_of_mapped(wanted, operands, state, classes, g))
+    classes, dropped, du = _backward(wanted, operands, state, g)
     return Operands(
         logits=_through_map(wanted, operands, dropped, du).astype(operands.logits.dtype),
         target=_gradient_of_target(wanted, operands, classes, dropped, g) if is_soft(operands.target) else None,
         prior=None if g.prior_dot is None else _gradient_of_prior(wanted, operands, classes, dropped, g),
-        temperature=_gradient_of_temperature(operands, classes, dropped, du),
+        temperature=_gradient_of_temperature(wanted, operands, state, g),
     )
+
+
+def kept_exponentials(wanted: Wanted, operands: Operands, state: State, marked: bool) -> Array:
+    """All that :func:`gradient_of_exponentials` reads of a class: e_j, 0 where masked, and -1 at the label if that is to be
+    marked. (A TPU v6e forms the gradient inside a product: with the sign for the label in 1.39 M model cycles, with a
+    comparison of indices in 1.74.)"""
+    e = _classes(wanted, operands, state.maximum).e
+    return jnp.where(is_label(operands.target, e.shape, wanted.axis), -1, e) if marked else e
+
+
+def are_exponentials_enough(wanted: Wanted, operands: Operands) -> bool:
+    """Whether the gradient of the logits is ``g_exp_sum e_j`` everywhere but at the label."""
+    absent = (wanted.softcap, operands.prior)
+    return all(x is None for x in absent) and not (wanted.entropy or wanted.target_exp or is_soft(operands.target))
+
+
+def gradient_of_exponentials(wanted: Wanted, operands: Operands, state: State, g: State, marked: bool) -> Array:
+    """The gradient of the logits where ``operands.logits`` are :func:`kept_exponentials`, which may be rounded; at the label
+    e is that of ``target_dot``."""
+    of_label = _of_label(state, jnp.exp(state.target_dot) * g.exp_sum + g.target_dot)
+    of_others, of_label = (jnp.expand_dims(over(x, operands.temperature), wanted.axis) for x in (g.exp_sum, of_label))
+    e = operands.logits.astype(of_others.dtype)
+    at_label = e < 0 if marked else is_label(operands.target, e.shape, wanted.axis)
+    dz = jnp.where(at_label, of_label, e * of_others)
+    return _zero(jnp.expand_dims(without_cotangent(g), wanted.axis), dz) if wanted.rows_may_drop else dz
 
 
 def _apart_from_forward(operands: Operands, state: State) -> tuple[Operands, State]:
@@ -109,13 +150,31 @@ def _apart_from_forward(operands: Operands, state: State) -> tuple[Operands, Sta
 
     For 16-bit logits the shared array would be float32, twice the size of the gradient itself (measured on a CPU: 64 MiB at
     2048 x 8192, and 1.5 times the time). The temperature too: broadcast once for both, it would be an array of the logits'
-    size. For float32 the shared array becomes the gradient in place, which is faster.
+    size. For float32 the shared array becomes the gradient in place, which is faster, but on a GPU, which reads again (H100,
+    float32 with a soft cap: 2.2 GB are moved instead of 3.2).
     """
-    if operands.logits.dtype.itemsize > 2:
-        return operands, state
-    given = operands.logits, operands.temperature, state.maximum
-    logits, temperature, maximum = jax.lax.optimization_barrier(given)
+    barrier = jax.lax.optimization_barrier
+    apart = barrier if operands.logits.dtype.itemsize <= 2 else partial(on_a_gpu, barrier)
+    logits, temperature, maximum = apart((operands.logits, operands.temperature, state.maximum))
     return operands._replace(logits=logits, temperature=temperature), state._replace(maximum=maximum)
+
+
+def _again(operands: Operands, tpu: bool = False) -> Operands:
+    """The same, whose logits a GPU (``tpu``: or a TPU) reads again. With every option together at (4096, 32768) in bfloat16
+    it held 522 MiB for value and gradients before, and holds 6 MiB, which are partial sums (as compiled for an H100)."""
+    logits, _ = read_again(lambda logits: logits, operands.logits, operands.logits, tpu)
+    return operands._replace(logits=logits)
+
+
+def without_cotangent(g: State) -> Array:
+    """The rows of whose state every cotangent is 0."""
+    fields = [g.exp_sum, g.exp_dot, g.target_dot, g.target_exp, g.prior_dot]
+    return reduce(jnp.logical_and, [field == 0 for field in fields if field is not None])
+
+
+def _of_label(state: State, gradient: Array) -> Array:
+    """The gradient at the label, 0 where it is masked."""
+    return jnp.where(state.target_dot == -jnp.inf, 0, gradient)
 
 
 def _dropped(wanted: Wanted, operands: Operands, classes: "_Classes", g: State) -> Array | None:
@@ -125,9 +184,7 @@ def _dropped(wanted: Wanted, operands: Operands, classes: "_Classes", g: State) 
         masked = operands.logits == -jnp.inf  # where e is 0 but a target need not be
     if not wanted.rows_may_drop:
         return masked
-    fields = [g.exp_sum, g.exp_dot, g.target_dot, g.target_exp, g.prior_dot]
-    dead = reduce(jnp.logical_and, [field == 0 for field in fields if field is not None])
-    dead = jnp.expand_dims(dead, wanted.axis)
+    dead = jnp.expand_dims(without_cotangent(g), wanted.axis)
     return dead if masked is None else dead | masked
 
 
@@ -208,35 +265,51 @@ def _block_argmax(wanted: Wanted, operands: Operands, maximum: Array) -> Array:
     return jnp.where(maximum == -jnp.inf, NO_CLASS, index)
 
 
-def _prior_of_allowed(wanted: Wanted, operands: Operands, classes: _Classes) -> Array:
-    return jnp.where(classes.allowed, along_axis(operands.prior, classes.d.ndim, wanted.axis), 0)
+def _next_reading(wanted: Wanted, operands: Operands, maximum: Array, classes: "_Classes", is_long: bool):
+    """The logits and their classes for the next sums: those of the last ones, or, where these are long expressions, made
+    again from logits that a GPU reads again (H100, bfloat16 with a soft cap and label smoothing: 2 MiB instead of 514 for a
+    gradient). On a TPU beside the entropy's sum in float32, which would hold the mask of allowed classes, a byte for each
+    logit (and move 1.6 GB for 1.5)."""
+    if not is_long:
+        return operands, classes
+    operands = _again(operands, tpu=wanted.entropy and operands.logits.dtype.itemsize > 2)
+    return operands, _classes(wanted, operands, maximum)
 
 
-def _soft_fields(wanted, operands, maximum, classes):
-    """``(sum t d, sum t, sum t e)``; the first is -inf where the target reaches a masked class."""
-    del maximum
+def _prior_fields(wanted: Wanted, operands: Operands, classes: "_Classes") -> tuple[Array, ...]:
+    """``(sum pi d, sum pi)`` of the allowed classes."""
+    prior = jnp.where(classes.allowed, along_axis(operands.prior, classes.d.ndim, wanted.axis), 0)
+    return sums_together(wanted.axis, prior * classes.d, prior)
+
+
+def _soft_fields(wanted: Wanted, operands: Operands, classes: "_Classes") -> tuple[Array, ...]:
+    """``(sum t d, sum t)``; the first is -inf where the target reaches a masked class."""
     axis, target = wanted.axis, operands.target.astype(classes.d.dtype)
     if classes.allowed is None:  # a masked class has d = -inf
-        dot = jnp.sum(jnp.where(target == 0, 0, target * classes.d), axis)
-        return dot, jnp.sum(target, axis), None
+        return sums_together(axis, jnp.where(target == 0, 0, target * classes.d), target)
     reaches_masked = jnp.any((target != 0) & ~classes.allowed, axis)
     target = jnp.where(classes.allowed, target, 0)
-    dot = jnp.where(reaches_masked, -jnp.inf, jnp.sum(target * classes.d, axis))
-    return dot, jnp.sum(target, axis), jnp.sum(target * classes.e, axis) if wanted.target_exp else None
+    dot, mass = sums_together(axis, target * classes.d, target)
+    return jnp.where(reaches_masked, -jnp.inf, dot), mass
 
 
-def _label_fields(wanted, operands, maximum, classes):
-    """``(d_y, 1, None)``, ``(-inf, 1, None)`` for a masked label, ``(0, 0, None)`` for one that is not in this block.
+def _target_exp(wanted: Wanted, operands: Operands, classes: "_Classes") -> Array:
+    """``sum t e``, of the allowed classes."""
+    target = jnp.where(classes.allowed, operands.target.astype(classes.d.dtype), 0)
+    return jnp.sum(target * classes.e, wanted.axis)
+
+
+def _label_fields(wanted: Wanted, operands: Operands, maximum: Array) -> tuple[Array, ...]:
+    """``(d_y, 1)``, ``(-inf, 1)`` for a masked label, ``(0, 0)`` for one that is not in this block.
 
     The -inf is -1 / 0: XLA computes a division once per row, where it repeats a select for every class of the gradient
     (5 % of the time at 32 classes on a CPU).
     """
-    del classes
     here = operands.target >= 0
     z, allowed = _logit_of_label(wanted, operands)
     c = capped(jnp.where(allowed, z, 0).astype(maximum.dtype), wanted.softcap)
     dot = jnp.where(allowed, distance(c, as_shift(maximum), operands.temperature), -1) / allowed.astype(maximum.dtype)
-    return jnp.where(here, dot, 0), here.astype(maximum.dtype), None
+    return jnp.where(here, dot, 0), here.astype(maximum.dtype)
 
 
 def _logit_of_label(wanted: Wanted, operands: Operands) -> tuple[Array, Array]:
@@ -247,6 +320,13 @@ def _logit_of_label(wanted: Wanted, operands: Operands) -> tuple[Array, Array]:
     if mask.ndim == operands.logits.ndim:
         return z, allowed & label_value(mask, operands.target, wanted.axis)
     return z, allowed & lookup(mask, jnp.maximum(operands.target, 0))
+
+
+def _backward(wanted: Wanted, operands: Operands, state: State, g: State) -> tuple[_Classes, Maybe, Array]:
+    """``(classes, dropped, dL/du)``."""
+    classes = _classes(wanted, operands, state.maximum)
+    dropped = _dropped(wanted, operands, classes, g)
+    return classes, dropped, _zero(dropped, _gradient_of_mapped(wanted, operands, state, classes, g))
 
 
 def _gradient_of_mapped(wanted: Wanted, operands: Operands, state: State, classes: _Classes, g: State) -> Array:
@@ -261,8 +341,8 @@ def _gradient_of_mapped(wanted: Wanted, operands: Operands, state: State, classe
     if is_soft(operands.target):
         du = du + jnp.expand_dims(g.target_dot, axis) * operands.target.astype(d.dtype)
     else:
-        g_label = jnp.where(state.target_dot == -jnp.inf, 0, g.target_dot)
-        du = du + jnp.where(is_label(operands.target, d.shape, axis), jnp.expand_dims(g_label, axis), 0)
+        g_label = jnp.expand_dims(_of_label(state, g.target_dot), axis)
+        du = du + jnp.where(is_label(operands.target, d.shape, axis), g_label, 0)
     if g.prior_dot is not None:
         du = du + jnp.expand_dims(g.prior_dot, axis) * along_axis(operands.prior, d.ndim, axis)
     return du
@@ -292,8 +372,10 @@ def _gradient_of_prior(wanted: Wanted, operands: Operands, classes: _Classes, dr
     return jnp.sum(_zero(dropped, dprior), rows).astype(operands.prior.dtype)
 
 
-def _gradient_of_temperature(operands: Operands, classes: _Classes, dropped: Maybe, du: Array) -> Array | None:
-    """d = (c - maximum) / T, so dd/dT = -d / T; a difference whose cotangent is 0 may be the lowest number."""
+def _gradient_of_temperature(wanted: Wanted, operands: Operands, state: State, g: State) -> Array | None:
+    """d = (c - maximum) / T, so dd/dT = -d / T; a difference whose cotangent is 0 may be the lowest number. Of classes made
+    again on a GPU: the gradient of the logits is not held for it."""
     if operands.temperature is None:
         return None
+    classes, dropped, du = _backward(wanted, _again(operands), state, g)
     return -jnp.sum(_zero(dropped, du * jnp.where(du == 0, 0, classes.d))) / operands.temperature

@@ -20,6 +20,8 @@ TRAPS, CORE, BAD_INPUT, TRANSFORMS, SHARDS, ROW_BLOCKS = (
 FINITE = "tests/test_finite_logits.py"
 STUDY = "tests/test_tuning_study.py"
 BENCHMARKS, RESULTS = "../benchmarks", "tests/test_benchmark_results.py"
+ACCELERATORS = "tests/test_linear_on_accelerators.py"
+IGNORED = "tests/test_ignored_rows.py"
 DIVERGENCES, LINEAR_DIVERGENCE = "tests/test_divergences.py", "tests/test_linear_divergence.py"
 CONTRASTIVE = "tests/test_contrastive.py"
 DISTRIBUTIONS, ARRAYS = "tests/test_information_distributions.py", "tests/test_information_arrays.py"
@@ -28,8 +30,8 @@ BUGS = (
     Bug(
         "trap 1: one padded class of logit 0 in the sum (tokamax, levanter)",
         "_row/block.py",
-        "exp_sum=jnp.sum(classes.e, axis),",
-        "exp_sum=jnp.sum(classes.e, axis) + jnp.exp(-maximum),",
+        "exp_sum=exp_sum,",
+        "exp_sum=exp_sum + jnp.exp(-maximum),",
         f"{TRAPS}::test_padding_never_reaches_the_lse[2049-xla]",
     ),
     Bug(
@@ -98,8 +100,8 @@ BUGS = (
     Bug(
         "trap 4: smoothing gives masked classes their share",
         "_row/block.py",
-        "return jnp.where(classes.allowed, along_axis(operands.prior, classes.d.ndim, wanted.axis), 0)",
-        "return along_axis(operands.prior, classes.d.ndim, wanted.axis) + 0 * classes.d",
+        "prior = jnp.where(classes.allowed, along_axis(operands.prior, classes.d.ndim, wanted.axis), 0)",
+        "prior = along_axis(operands.prior, classes.d.ndim, wanted.axis) + 0 * classes.d",
         f"{TRAPS}::test_smoothing_prior_is_renormalised_over_the_classes_left[xla]",
     ),
     Bug(
@@ -119,8 +121,8 @@ BUGS = (
     Bug(
         "trap 4: a masked label pulls its logit",
         "_row/block.py",
-        "g_label = jnp.where(state.target_dot == -jnp.inf, 0, g.target_dot)",
-        "g_label = g.target_dot",
+        "return jnp.where(state.target_dot == -jnp.inf, 0, gradient)",
+        "return gradient",
         f"{TRAPS}::test_masked_label_has_infinite_loss_and_finite_gradient[inf-xla]",
     ),
     Bug(
@@ -196,8 +198,8 @@ BUGS = (
     Bug(
         "trap 7: bfloat16 gradients share float32 exponentials",
         "_row/block.py",
-        "if operands.logits.dtype.itemsize > 2:",
-        "if operands.logits.dtype.itemsize > 0:",
+        "operands.logits.dtype.itemsize <= 2 else",
+        "operands.logits.dtype.itemsize <= 0 else",
         "tests/test_memory.py::test_temporaries_are_a_few_numbers_per_row[(512, 32768)-bfloat16-plain]",
     ),
     Bug(
@@ -439,6 +441,42 @@ BUGS = (
         f"{CORE}::test_ties_of_the_argmax_go_to_the_lowest_index_across_blocks",
     ),
     Bug(
+        "a row that two blocks have is added to the sums twice",
+        "_jax/row_blocks.py",
+        "own = (index > 0) | (jnp.arange(size) >= overlap)",
+        "own = (index >= 0) | (jnp.arange(size) >= overlap)",
+        f"{ROW_BLOCKS}::test_derivatives_of_both_orders_are_those_of_whole_rows[float32]",
+    ),
+    Bug(
+        "16-bit logits read by their bits have no second derivative",
+        "_jax/pieces.py",
+        "cpu=partial(_differentiable, function, of_bits)",
+        "cpu=of_bits",
+        f"{ROW_BLOCKS}::test_derivatives_of_both_orders_are_those_of_whole_rows[bfloat16]",
+    ),
+    Bug(
+        "rows in parts: a label stands in every part",
+        "_dense/blocks.py",
+        "classes * jnp.arange(parts",
+        "0 * jnp.arange(parts",
+        "tests/test_row_blocks.py::test_values_of_parts_are_those_of_rows",
+    ),
+    Bug(
+        "smoothed losses go through a CPU as whole arrays",
+        "_dense/blocks.py",
+        "if wanted.entropy or operands.prior is not None or is_soft(operands.target):",
+        "if wanted.entropy or is_soft(operands.target):",
+        "tests/test_memory.py::test_no_cell_holds_an_array_of_the_logits[cross_entropy, label_smoothing bfloat16 value]",
+    ),
+    Bug(
+        "the temperature's gradient is summed of whole arrays",
+        "_dense/blocks.py",
+        "held = _held_by_sums(wanted, operands)",
+        "held = 0",
+        "tests/test_memory.py::test_no_cell_holds_an_array_of_the_logits"
+        "[cross_entropy, temperature as an array float32 gradient of logits and temperature]",
+    ),
+    Bug(
         "blocks of rows leave the rest out",
         "_jax/row_blocks.py",
         "size = -(-length // count)",
@@ -474,9 +512,37 @@ BUGS = (
         "tests/test_guards.py::test_a_function_compiled_before_the_block_is_checked_in_it_and_not_after_it",
     ),
     Bug(
+        "linear: exponentials kept without a mark at the label",
+        "_row/block.py",
+        "return jnp.where(is_label(operands.target, e.shape, wanted.axis), -1, e) if marked else e",
+        "return e",
+        f"{ACCELERATORS}::test_values_and_gradients[tpu-plain]",
+    ),
+    Bug(
+        "linear: on a CPU the label's gradient is that of any other class",
+        "_row/block.py",
+        "at_label = e < 0 if marked else is_label(operands.target, e.shape, wanted.axis)",
+        "at_label = e < 0",
+        f"{ACCELERATORS}::test_values_and_gradients[cpu-plain]",
+    ),
+    Bug(
+        "linear: classes appended on a GPU are not masked",
+        "_linear/chunk.py",
+        "_lengthened(bias, 0, PADDED_TO, -jnp.inf)",
+        "_lengthened(bias, 0, PADDED_TO)",
+        f"{ACCELERATORS}::test_values_and_gradients[cuda-plain]",
+    ),
+    Bug(
+        "linear: a chunk counts the rows of all devices",
+        "_linear/cuts.py",
+        "size = most if devices > 1 else max(1, most // max(1, outer))",
+        "size = max(1, most // max(1, outer))",
+        f"{ACCELERATORS}::test_a_chunk_counts_the_rows_of_one_device",
+    ),
+    Bug(
         "linear: a dead row's NaN reaches the head's gradient",
         "_linear/chunk.py",
-        "return jnp.where(dead[..., None], 0, hidden)",
+        "return jnp.where(without_cotangent(g)[..., None], 0, hidden)",
         "return hidden",
         "tests/test_linear_traps.py::test_ignored_rows_add_exactly_nothing_even_from_nan",
     ),
@@ -658,8 +724,8 @@ BUGS = (
     Bug(
         "divergence: log-probabilities instead of logits are subtracted",
         "_pairs/row_divergence.py",
-        "jnp.where(nowhere, 0, x), student.d",
-        "jnp.where(nowhere, 0, (student.d - log_sums[0]) - (teacher.d - log_sums[1])), student.d",
+        "jnp.where(nowhere, 0, x),",
+        "jnp.where(nowhere, 0, (student.d - log_sums[0]) - (teacher.d - log_sums[1])),",
         f"{DIVERGENCES}::test_small_kl_keeps_its_digits",
     ),
     Bug(
@@ -1018,5 +1084,47 @@ BUGS = (
         "jnp.where(reduce(jnp.logical_and, masks), nats, 0)",
         "nats",
         "tests/test_information_quadrature.py::test_independent_and_masked",
+    ),
+    Bug(
+        "ignored rows: the last rows that count fill no chunk",
+        "_linear/counted.py",
+        "chunks = -(-order.count // walk.pieces.size)",
+        "chunks = order.count // walk.pieces.size",
+        f"{IGNORED}::test_ignored_rows_may_be_nan[cpu-mean]",
+    ),
+    Bug(
+        "ignored rows: gradients of rows stay in the order of the walk",
+        "_linear/fused.py",
+        "return sums._replace(hidden=way.back(sums.hidden))",
+        "return sums",
+        f"{IGNORED}::test_ignored_rows_may_be_nan[cpu-mean]",
+    ),
+    Bug(
+        "ignored rows: a row of weight 0 is not seen where its weight is trained",
+        "_linear/fused.py",
+        "masks.valid if _any_asked(rows) else masks.live",
+        "masks.live",
+        f"{IGNORED}::test_a_weight_of_zero_has_a_gradient[cpu-mean]",
+    ),
+    Bug(
+        "ignored rows: a label of no class is dropped with its class weight",
+        "_api/label_losses.py",
+        "jnp.where(index < 0, 1, weight)",
+        "weight",
+        f"{IGNORED}::test_a_label_of_no_class_is_nan_whatever_its_class_weighs[cpu]",
+    ),
+    Bug(
+        "ignored rows: they are put in order over several devices",
+        "_linear/counted.py",
+        "(is_local() or not several_devices())",
+        "True",
+        f"{IGNORED}::test_rows_stay_where_they_may_be_split_over_devices",
+    ),
+    Bug(
+        "ignored rows: a sum over chunks begins with memory that nobody wrote",
+        "_linear/counted.py",
+        "jnp.where(start == 0, 0, total)",
+        "total",
+        f"{IGNORED}::test_ignored_rows_may_be_nan[tpu-mean]",
     ),
 )

@@ -30,6 +30,7 @@ from .label_calls import targets as targets
 from .label_calls import where as where
 from .linear_calls import chunk_rows as chunk_rows
 from .linear_calls import head_vocab_axis as head_vocab_axis
+from .linear_calls import limits as limits
 from .linear_calls import logits_dtype as logits_dtype
 from .linear_calls import projection as projection
 from .linear_calls import row_arg as row_arg

@@ -5,6 +5,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
+from ..._linear.cuts import Limits
 from .arrays import array, described, floating, renumbered, same_shape
 from .label_calls import LARGEST_CLASS_COUNT
 
@@ -55,14 +56,25 @@ def _other_layout(hidden: jax.Array, head: jax.Array, vocab_axis: int, side: str
     return f"{side}head is (d, v) with {side}head_vocab_axis=1, (v, d) with {side}head_vocab_axis=0."
 
 
+def limits(rows, budget) -> Limits:
+    """Of a chunk: ``chunk_rows`` or ``memory_budget``, not both."""
+    if rows is not None and budget is not None:
+        raise ValueError(f"pass chunk_rows or memory_budget, not both; got chunk_rows={rows!r}, memory_budget={budget!r}.")
+    return Limits(chunk_rows(rows), _static_positive("memory_budget", budget, "bytes"))
+
+
 def chunk_rows(value) -> int | None:
     """A static positive integer."""
+    return _static_positive("chunk_rows", value, "rows")
+
+
+def _static_positive(name: str, value, unit: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"chunk_rows is static: pass None or a Python integer; got {value!r}.")
+        raise TypeError(f"{name} is static: pass None or a Python integer, a number of {unit}; got {value!r}.")
     if value < 1:
-        raise ValueError(f"chunk_rows must be at least 1, or None to choose by a memory budget; got {value}.")
+        raise ValueError(f"{name} must be at least 1, or None to leave it to the library; got {value}.")
     return int(value)
 
 
