@@ -488,7 +488,7 @@ BUGS = (
         "_jax/pieces.py",
         "x, start = jax.lax.optimization_barrier((x, start))",
         "x, start = x, start",
-        f"{ROW_BLOCKS}::test_value_holds_one_block[bfloat16]",
+        f"{ROW_BLOCKS}::test_value_holds_one_block[bfloat16-50261]",
     ),
     Bug(
         "the mean has an epsilon",

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("bugs.py")
 COPIED = ("crossent_jax", "benchmarks", "tests", "pyproject.toml")
 PROGRAMS = ROOT / ".pytest_cache" / "mutations"
-FAILED_TESTS = 1  # pytest's exit status; collection and usage errors, and no test at all, have others
+FAILED_TESTS, USAGE_ERROR = 1, 4  # pytest's exit statuses; no test at all has another
 
 
 def mutate(text: str, old: str, new: str) -> str:
@@ -57,8 +57,11 @@ def pytest(folder: Path, part: dict[str, str], *arguments: str) -> tuple[int, st
 
 
 def optimized_among(tests: list[str]) -> list[str]:
-    """The tests of the second part."""
-    marked = pytest(ROOT, OPTIMIZED, "--collect-only", *tests)[1].splitlines()
+    """The tests of the second part. Every one must exist: pytest lists none of them beside a name that it does not know."""
+    status, output = pytest(ROOT, OPTIMIZED, "--collect-only", *tests)
+    if status == USAGE_ERROR:
+        sys.exit(f"bugs.py names a test that is not there:\n{output}")
+    marked = output.splitlines()
     return [test for test in tests if any(name == test or name.startswith(f"{test}[") for name in marked)]
 
 
