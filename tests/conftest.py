@@ -105,6 +105,19 @@ def pytest_report_header(config):
     return f"random seed: {seed} (repeat with {SEED_VARIABLE}={seed}); jax {jax.__version__}, programs compiled {how}"
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """The suite runs with eight devices of the CPU, where rows are never taken in blocks, nor relative to their labels."""
+    import jax
+
+    from crossent_jax._jax import row_blocks
+
+    monkeypatch.setattr(row_blocks, "several_devices", lambda: False)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def small_blocks():
     """A chunk's classes cut into three blocks for its state, unless the call is plain, and four for its gradient (1024 at

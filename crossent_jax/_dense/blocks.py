@@ -17,68 +17,58 @@ the value over that in blocks: 0.59 at (256, 50257), 0.54 at (128, 65536), 0.65 
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from .._jax.row_blocks import by_rows, in_blocks, over_blocks
-from .._jax.versions import sums_exponentials_at_once
-from .._row.block import Operands, Wanted, is_plain, is_soft
-from .._row.labels import local_index
-from .._row.state import State, rebase
+from .._row.block import Operands, Wanted, gradient_of_exponentials, is_soft
+from .._row.plain import LONGEST_ROW, may_spare_maximum, parts_of_a_row, state_relative_to_label
+from .._row.state import State
 from ..backends.record import Backend
-
-LONGEST_ROW, SHORTEST_PART = 32768, 512  # classes
-MANY_ROWS = 512
 
 
 def state_by_rows(backend: Backend, wanted: Wanted, operands: Operands) -> State:
     """The backend's state."""
-    parts = _parts_of_a_row(wanted, operands)
-    if parts > 1:
-        of_parts = partial(_state_of_parts, backend, wanted, parts)
-        whole = partial(backend.dense_state, wanted)
-        return jax.lax.platform_dependent(operands, cpu=of_parts, default=whole)
 
     def state_of(shared, rows, _):
-        return backend.dense_state(wanted, Operands(*rows, *shared)), None
+        return _state(backend, wanted, Operands(*rows, *shared)), None
 
     rows, shared = operands[:2], operands[2:]
     return by_rows(state_of, shared, rows, None, operands.logits, _held_by_state(wanted, operands))[0]
 
 
-def _parts_of_a_row(wanted: Wanted, operands: Operands) -> int:
-    """Into how many equal parts a CPU cuts a row's classes: the fewest that make many rows, none too long; 1 where the rows
-    are many and short, the classes have no such divisor, the exponentials become the gradient in place, or parts of 16-bit
-    rows would be converted first (48 MiB at (64, 131072))."""
-    logits = operands.logits
-    possible = wanted.axis == -1 and is_plain(wanted, operands) and not wanted.gradient_follows
-    if not possible or logits.dtype.itemsize <= 2 or not in_blocks(logits, 1) or not sums_exponentials_at_once():
-        return 1
-    classes = logits.shape[-1]
-    rows = logits.size // classes
-    if rows >= MANY_ROWS and classes <= LONGEST_ROW:
-        return 1
-    least = max(-(-MANY_ROWS // rows), -(-classes // LONGEST_ROW))
-    return next((k for k in range(least, classes // SHORTEST_PART + 1) if classes % k == 0), 1)
+def _state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
+    whole = partial(backend.dense_state, wanted)
+    if not may_spare_maximum(wanted, operands):
+        return whole(operands)
+    by_label = partial(state_relative_to_label, wanted, keep=False)
+    return jax.lax.platform_dependent(operands, cpu=lambda operands: by_label(operands)[0], default=whole)
 
 
-def _state_of_parts(backend: Backend, wanted: Wanted, parts: int, operands: Operands) -> State:
-    """The state of each part as a row of its own, joined."""
-    logits, labels = operands[:2]
-    classes = logits.shape[-1] // parts
-    index, first = jnp.broadcast_arrays(labels.reshape(-1, 1), classes * jnp.arange(parts, dtype=labels.dtype)[None])
-    own = local_index(index, first, classes).reshape(-1)
-    state = backend.dense_state(wanted, Operands(logits.reshape(-1, classes), own))
-    state = jax.tree.map(lambda field: field.reshape(*labels.shape, parts), state)
-    maximum = jnp.max(state.maximum, -1)
-    shared = jnp.broadcast_to(maximum[..., None], state.maximum.shape)
-    joined = jax.tree.map(lambda field: jnp.sum(field, -1), rebase(state, shared, None))
-    return joined._replace(maximum=maximum)
+def keeps_exponentials(wanted: Wanted, operands: Operands) -> bool:
+    """Whether a CPU keeps a plain row's exponentials for the gradient, which takes their place; those of 16-bit logits would
+    be twice their size."""
+    return operands.logits.dtype.itemsize > 2 and may_spare_maximum(wanted, operands)
+
+
+def state_and_exponentials(backend: Backend, wanted: Wanted, operands: Operands) -> tuple[State, Operands]:
+    """The state, and the operands whose logits on a CPU are the exponentials."""
+
+    def by_label(operands):
+        state, e = state_relative_to_label(wanted, operands, keep=True)
+        return state, operands._replace(logits=e)
+
+    def whole(operands):
+        return backend.dense_state(wanted, operands), operands
+
+    return jax.lax.platform_dependent(operands, cpu=by_label, default=whole)
 
 
 def gradient_by_rows(backend: Backend, wanted: Wanted, operands: Operands, state: State, g: State) -> Operands:
-    """The backend's gradient."""
+    """The backend's gradient, from the operands of :func:`state_and_exponentials` where exponentials are kept."""
     gradient_by_backend = backend.dense_gradient
     assert gradient_by_backend is not None, "JAX differentiates this backend"
+    if keeps_exponentials(wanted, operands):
+        whole = partial(gradient_by_backend, wanted)
+        return jax.lax.platform_dependent(operands, state, g, cpu=partial(_of_exponentials, wanted), default=whole)
 
     def gradient_of(shared, rows, g):
         return gradient_by_backend(wanted, Operands(*rows[0], *shared), rows[1], g)
@@ -98,6 +88,10 @@ def gradient_by_rows(backend: Backend, wanted: Wanted, operands: Operands, state
     return jax.lax.platform_dependent(*given, cpu=elementwise_and_sums, default=gradient_of)
 
 
+def _of_exponentials(wanted: Wanted, operands: Operands, state: State, g: State) -> Operands:
+    return Operands(gradient_of_exponentials(wanted, operands, state, g, marked=False), None)
+
+
 def _held_by_state(wanted: Wanted, operands: Operands) -> int:
     """How many float32 arrays of the logits' size XLA's CPU backend holds."""
     if wanted.axis != -1:
@@ -109,7 +103,8 @@ def _held_by_state(wanted: Wanted, operands: Operands) -> int:
         return 1
     if wanted.gradient_follows and logits.dtype.itemsize > 2:  # whose exponentials become the gradient in place
         return 0
-    return int(wanted.softcap is not None or logits.dtype == "float16" or logits.shape[-1] > LONGEST_ROW)
+    is_long = logits.shape[-1] > LONGEST_ROW and not (may_spare_maximum(wanted, operands) and parts_of_a_row(logits) > 1)
+    return int(wanted.softcap is not None or logits.dtype == "float16" or is_long)
 
 
 def _held_by_sums(wanted: Wanted, operands: Operands) -> int:

@@ -14,7 +14,7 @@ from .._jax.versions import typed_like
 from .._row.block import Operands, Wanted, is_soft
 from .._row.state import State
 from ..backends.record import Backend
-from .blocks import gradient_by_rows, state_by_rows
+from .blocks import gradient_by_rows, keeps_exponentials, state_and_exponentials, state_by_rows
 from .shards import jointly_varying, merge_shards
 
 
@@ -46,8 +46,13 @@ def _opaque_state(backend: Backend, wanted: Wanted, operands: Operands) -> State
 
 
 def _forward(backend, wanted, operands):
-    state = mapped_together(state_by_rows(backend, wanted._replace(gradient_follows=True), operands))
-    return state, (operands, state)
+    wanted = wanted._replace(gradient_follows=True)
+    if keeps_exponentials(wanted, operands):
+        state, kept = state_and_exponentials(backend, wanted, operands)
+    else:
+        state, kept = state_by_rows(backend, wanted, operands), operands
+    state = mapped_together(state)
+    return state, (kept, state)
 
 
 def mapped_together(state: State) -> State:

@@ -49,10 +49,16 @@ def by_rows(function: Callable, shared: Any, rows: Any, once: Any, logits: jax.A
 def in_blocks(logits: jax.Array, held: int) -> bool:
     """Whether the rows of ``logits``, whose classes are last, go through in more than one block. ``held``: how many float32
     arrays of their size XLA's CPU backend would hold otherwise, beside the converted ones of 16-bit logits."""
-    if explicit_sharding(logits) is not None or varying_axes(logits) or several_devices() or not is_known(logits.size):
+    if held == 0 or not on_one_device(logits):
         return False
     converted = 2 if logits.dtype.itemsize == 2 else 0
-    return held > 0 and 4 * (held + converted) * logits.size > WHOLE_BYTES and logits.size > logits.shape[-1]
+    return 4 * (held + converted) * logits.size > WHOLE_BYTES and logits.size > logits.shape[-1]
+
+
+def on_one_device(logits: jax.Array) -> bool:
+    """Whether all rows, a number of them, are surely on one device."""
+    split = explicit_sharding(logits) is not None or varying_axes(logits) or several_devices()
+    return not split and is_known(logits.size)
 
 
 def several_devices() -> bool:

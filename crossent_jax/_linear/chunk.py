@@ -56,10 +56,11 @@ from .._row.block import (
     are_exponentials_enough,
     gradient_of_exponentials,
     is_soft,
-    kept_exponentials,
+    marked_exponentials,
     without_cotangent,
 )
 from .._row.labels import local_index
+from .._row.plain import state_relative_to_label, state_relative_to_maximum
 from .._row.state import NO_CLASS, Maybe, State, merge
 from ..backends.record import Backend
 from .cuts import Blocks
@@ -86,7 +87,8 @@ class Plan(NamedTuple):
     time, and all of the axis before it (if there is one), so that a batch axis split over devices stays where it is.
     ``exponentials``: whether they are kept in place of the logits where they may be; ``marked``: whether in the dtype of the
     products, the label marked by its sign; ``padded``: whether operands are; ``last_apart``: whether the last chunk is a
-    program of its own."""
+    program of its own; ``by_label``: whether
+    the state of a chunk whose exponentials are not kept is relative to the label's logit."""
 
     backend: Backend
     wanted: Wanted
@@ -98,6 +100,7 @@ class Plan(NamedTuple):
     marked: bool = False
     padded: bool = False
     last_apart: bool = False
+    by_label: bool = False
 
 
 class Plans(NamedTuple):
@@ -195,6 +198,8 @@ def chunk_at(plan: Plan, fused: Fused, piece: Callable[[Array], Array]) -> Fused
 def chunk_state(plan: Plan, here: Fused) -> State:
     """The state of a chunk's rows."""
     blocks = _cut_classes(plan, here, plan.blocks.state)
+    if blocks.all == 1 and plan.by_label:
+        return state_relative_to_label(plan.wanted, here.operands, keep=False)[0]
     if blocks.all == 1:
         return plan.backend.dense_state(plan.wanted, here.operands)
 
@@ -270,11 +275,14 @@ def keeps_exponentials(plan: Plan, fused: Fused, needed: "Needed") -> bool:
     return plan.exponentials and possible and are_exponentials_enough(plan.wanted, fused.operands)
 
 
-def with_exponentials(plan: Plan, here: Fused, state: State) -> tuple[Fused, State]:
-    """The chunk with its exponentials in place of its logits. Held together with the state, so that one pass over the logits
-    makes both."""
-    kept = kept_exponentials(plan.wanted, here.operands, state, plan.marked)
-    kept = kept.astype(product_dtype(here.projection)) if plan.marked else kept
+def with_exponentials(plan: Plan, here: Fused) -> tuple[Fused, State]:
+    """The chunk with its exponentials in place of its logits, and its state. Held together with the state, so that one pass
+    over the logits makes both."""
+    if not plan.marked:
+        state, kept = state_relative_to_maximum(plan.wanted, here.operands)
+        return here._replace(operands=here.operands._replace(logits=kept)), state
+    state = chunk_state(plan, here)
+    kept = marked_exponentials(plan.wanted, here.operands, state).astype(product_dtype(here.projection))
     kept, state = jax.lax.optimization_barrier((kept, state))
     return here._replace(operands=here.operands._replace(logits=kept)), state
 

@@ -222,9 +222,7 @@ def _sum_and_gradients(
         sums, shared_sums = carry
         piece = way.piece(start, size)
         here = chunk_at(plan, fused, piece)
-        state = chunk_state(plan, here)
-        if plan.exponentials:
-            here, state = with_exponentials(plan, here, state)
+        here, state = with_exponentials(plan, here) if plan.exponentials else (here, chunk_state(plan, here))
         row = jax.tree.map(piece, rows)
         losses, pull = _floating_vjp(lambda *inputs: loss(*inputs, classes=classes), state, row, shared)
         g, g_row, g_shared = pull(_of_fresh(fresh, to_varying(jnp.ones_like(losses), varying_axes(losses))))

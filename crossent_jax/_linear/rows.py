@@ -10,6 +10,7 @@ from jaxtyping import Array
 from .._dense.shards import merge_shards
 from .._dense.vjp import without_dead_values
 from .._jax.dtypes import statistics_dtype
+from .._jax.row_blocks import on_one_device
 from .._jax.versions import devices_along, joint_axes, regrouped, varying_over
 from .._row.block import Operands, Wanted, is_plain, is_soft
 from .._row.losses import Shared
@@ -107,8 +108,11 @@ def _fused(
     plain = is_plain(wanted, operands)
     blocks = cpu_blocks(rows.rows, classes, product_dtype(projection).itemsize, plain)
     kept = plain and blocks.gradient != classes and layout.logits_dtype == str(plan_dtype(projection))
-    on_cpu = Plan(backend, wanted, layout, len(rows.shape) - 1, rows.chunk, blocks, exponentials=kept)
-    other = on_cpu._replace(chunk=elsewhere.chunk, blocks=WHOLE, exponentials=True, marked=True, last_apart=True)
+    by_label = plain and backend.dense_gradient is not None and on_one_device(hidden)
+    on_cpu = Plan(backend, wanted, layout, len(rows.shape) - 1, rows.chunk, blocks, exponentials=kept, by_label=by_label)
+    other = Plan(
+        backend, wanted, layout, on_cpu.axis, elsewhere.chunk, WHOLE, exponentials=True, marked=True, last_apart=True
+    )
     return Plans(on_cpu, other), jax.tree.map(reshaped, masks), Fused(projection._replace(hidden=reshaped(hidden)), operands)
 
 

@@ -87,7 +87,7 @@ def block_state(wanted: Wanted, operands: Operands) -> State:
         operands, classes = _next_reading(wanted, operands, maximum, classes, is_long)
         target_dot, target_mass = _soft_fields(wanted, operands, classes)
     else:
-        target_dot, target_mass = _label_fields(wanted, operands, maximum)
+        target_dot, target_mass = label_fields(wanted, operands, maximum)
     if wanted.target_exp and is_soft(operands.target):
         operands, classes = _next_reading(wanted, operands, maximum, classes, is_long)
         target_exp = _target_exp(wanted, operands, classes)
@@ -120,12 +120,11 @@ def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
     )
 
 
-def kept_exponentials(wanted: Wanted, operands: Operands, state: State, marked: bool) -> Array:
-    """All that :func:`gradient_of_exponentials` reads of a class: e_j, 0 where masked, and -1 at the label if that is to be
-    marked. (A TPU v6e forms the gradient inside a product: with the sign for the label in 1.39 M model cycles, with a
-    comparison of indices in 1.74.)"""
+def marked_exponentials(wanted: Wanted, operands: Operands, state: State) -> Array:
+    """All that :func:`gradient_of_exponentials` reads of a class: e_j, 0 where masked, and -1 at the label. (A TPU v6e forms
+    the gradient inside a product: with the sign for the label in 1.39 M model cycles, with a comparison of indices in 1.74.)"""
     e = _classes(wanted, operands, state.maximum).e
-    return jnp.where(is_label(operands.target, e.shape, wanted.axis), -1, e) if marked else e
+    return jnp.where(is_label(operands.target, e.shape, wanted.axis), -1, e)
 
 
 def are_exponentials_enough(wanted: Wanted, operands: Operands) -> bool:
@@ -135,8 +134,8 @@ def are_exponentials_enough(wanted: Wanted, operands: Operands) -> bool:
 
 
 def gradient_of_exponentials(wanted: Wanted, operands: Operands, state: State, g: State, marked: bool) -> Array:
-    """The gradient of the logits where ``operands.logits`` are :func:`kept_exponentials`, which may be rounded; at the label
-    e is that of ``target_dot``."""
+    """The gradient of the logits where ``operands.logits`` are their exponentials, which may be rounded; at the label e is that
+    of ``target_dot``. ``marked``: whether they are :func:`marked_exponentials`."""
     of_label = _of_label(state, jnp.exp(state.target_dot) * g.exp_sum + g.target_dot)
     of_others, of_label = (jnp.expand_dims(over(x, operands.temperature), wanted.axis) for x in (g.exp_sum, of_label))
     e = operands.logits.astype(of_others.dtype)
@@ -299,7 +298,7 @@ def _target_exp(wanted: Wanted, operands: Operands, classes: "_Classes") -> Arra
     return jnp.sum(target * classes.e, wanted.axis)
 
 
-def _label_fields(wanted: Wanted, operands: Operands, maximum: Array) -> tuple[Array, ...]:
+def label_fields(wanted: Wanted, operands: Operands, maximum: Array) -> tuple[Array, ...]:
     """``(d_y, 1)``, ``(-inf, 1)`` for a masked label, ``(0, 0)`` for one that is not in this block.
 
     The -inf is -1 / 0: XLA computes a division once per row, where it repeats a select for every class of the gradient

@@ -17,7 +17,7 @@ class Bug(NamedTuple):
 TRAPS, CORE, BAD_INPUT, TRANSFORMS, SHARDS, ROW_BLOCKS = (
     f"tests/test_{name}.py" for name in ("traps", "core", "bad_input", "transforms", "sharding", "row_blocks")
 )
-FINITE = "tests/test_finite_logits.py"
+FINITE, PLAIN_ROWS = "tests/test_finite_logits.py", "tests/test_plain_rows.py"
 STUDY = "tests/test_tuning_study.py"
 BENCHMARKS, RESULTS = "../benchmarks", "tests/test_benchmark_results.py"
 ACCELERATORS = "tests/test_linear_on_accelerators.py"
@@ -482,6 +482,27 @@ BUGS = (
         "size = -(-length // count)",
         "size = length // count",
         f"{ROW_BLOCKS}::test_values_of_blocks_are_those_of_rows[float32-hard-no mask]",
+    ),
+    Bug(
+        "plain rows: a row far above its label overflows",
+        "_row/plain.py",
+        "unfit = ~jnp.all((exp_sum > 1 / LARGEST) & (exp_sum < LARGEST))",
+        "unfit = jnp.isnan(exp_sum).any()",
+        f"{PLAIN_ROWS}::test_every_kind_of_row[float32]",
+    ),
+    Bug(
+        "plain rows: a row far below its shift loses its classes",
+        "_row/plain.py",
+        "unfit = ~jnp.all((exp_sum > 1 / LARGEST) & (exp_sum < LARGEST))",
+        "unfit = ~jnp.all(exp_sum < LARGEST)",
+        f"{PLAIN_ROWS}::test_every_kind_of_row[float32]",
+    ),
+    Bug(
+        "plain rows: the kept exponentials are constants",
+        "_row/plain.py",
+        "None if e is None else de)",
+        "None if e is None else 0 * de)",
+        f"{PLAIN_ROWS}::test_gradient_of_a_gradient[ordinary-float32]",
     ),
     Bug(
         "16-bit logits are converted as a whole before the loop over blocks",

@@ -1,0 +1,126 @@
+"""Plain rows on a CPU: nothing is read but logits and labels, and few passes are made over the classes.
+
+Any number serves as the shift of a state (``_row.state``). The label's logit is known before the row is read:
+
+    nll = log sum_j exp(z_j - z_y),    dL/dz_j = g (exp(z_j - z_y) / sum_k exp(z_k - z_y) - [j = y])
+
+so the pass for the maximum is spared. The label is one of the summands: nothing is lost of a small loss, and the sum is at
+most v exp(nll). A row without label is taken relative to class 0, and where that logit is -inf, to 0. Where the sum of any row
+is not within 2**-64 and 2**64 (a loss above 44 nats, a masked label, NaN), all rows are done again relative to their maxima.
+That is a loop of one turn or none: a ``lax.cond`` would be both of its branches under ``vmap``. What rounds is z_j - z_y, to
+half an ulp of at most 44, as it does of an nll of 44 relative to the maximum.
+
+The sums are taken of parts of rows. XLA's CPU backend gives a maximum and a sum of exponentials to a library, which deals
+rows out to the cores, but gives a few hundred of them to one, and takes none of more than 32768 classes.
+
+TIMES
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._jax.dtypes import statistics_dtype
+from .._jax.row_blocks import on_one_device
+from .._jax.versions import sums_exponentials_at_once
+from .block import Operands, Wanted, is_plain, label_fields
+from .labels import label_value
+from .state import Maybe, State, as_shift
+
+LARGEST = 2.0**64  # sum of exponentials; the least is its inverse
+LEAST_LOGITS = 2**16  # of rows that are taken relative to their labels
+LONGEST_ROW, SHORTEST_PART, MANY_ROWS = 32768, 512, 512  # classes, classes, rows
+
+
+def may_spare_maximum(wanted: Wanted, operands: Operands) -> bool:
+    """Whether the rows are such that a CPU may take them relative to their labels, and enough of them."""
+    logits = operands.logits
+    possible = wanted.axis == -1 and is_plain(wanted, operands) and on_one_device(logits)
+    return possible and logits.size >= LEAST_LOGITS
+
+
+def state_relative_to_label(wanted: Wanted, operands: Operands, keep: bool) -> tuple[State, Maybe]:
+    """The state of plain rows, and the exponentials if they are to be kept."""
+    logits = operands.logits
+    label = label_value(jax.lax.stop_gradient(logits), operands.target, -1).astype(statistics_dtype(logits.dtype))
+    shift, exp_sum, e = _shifted(keep, logits, jnp.where(label == -jnp.inf, 0, label))
+    return _state(wanted, operands, shift, exp_sum), e
+
+
+def state_relative_to_maximum(wanted: Wanted, operands: Operands) -> tuple[State, Array]:
+    """The state of plain rows, and the exponentials, which may take the place of the logits."""
+    maximum = _maximum(jax.lax.stop_gradient(operands.logits))
+    exp_sum, e = _sums(True, operands.logits, as_shift(maximum))
+    return _state(wanted, operands, maximum, exp_sum), e
+
+
+def _state(wanted: Wanted, operands: Operands, shift: Array, exp_sum: Array) -> State:
+    target_dot, target_mass = label_fields(wanted, operands, shift)
+    return State(shift, exp_sum, None, target_dot, target_mass, None, None, None, None, None)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _shifted(keep: bool, logits: Array, guess: Array) -> tuple[Array, Array, Maybe]:
+    """``(shift, sum_j e_j, e)`` with ``e_j = exp(z_j - shift)``. The shift is ``guess``, or the maximum where that does not
+    do for every row; it has no derivative."""
+    exp_sum, e = _sums(keep, logits, guess)
+
+    def again(carry):
+        same, _ = jax.lax.optimization_barrier((logits, carry[1]))  # else XLA converts 16-bit logits before the loop
+        maximum = _maximum(same)
+        return maximum, *_sums(keep, same, as_shift(maximum)), jnp.array(False)
+
+    unfit = ~jnp.all((exp_sum > 1 / LARGEST) & (exp_sum < LARGEST))
+    return jax.lax.while_loop(lambda carry: carry[3], again, (guess, exp_sum, e, unfit))[:3]
+
+
+@_shifted.defjvp
+def _shifted_jvp(keep, primals, tangents):
+    shift, exp_sum, e = _shifted(keep, *primals)
+    known = jnp.exp(primals[0].astype(shift.dtype) - as_shift(shift)[..., None]) if e is None else e
+    de = known * tangents[0].astype(shift.dtype)
+    return (shift, exp_sum, e), (jnp.zeros_like(shift), jnp.sum(de, -1), None if e is None else de)
+
+
+def _sums(keep: bool, logits: Array, shift: Array) -> tuple[Array, Maybe]:
+    """``(sum_j e_j, e)``. Exponentials that are kept are made in the logits' shape, to take their place; others in that of the
+    sum, to be added up unwritten."""
+    if keep:
+        e = jnp.exp(logits.astype(shift.dtype) - shift[..., None])
+        return _of_rows(jnp.sum, e), e
+    parts = _parts(logits)
+    of_parts = jnp.broadcast_to(shift[..., None], parts.shape[:-1])
+    return _of_parts(jnp.sum, jnp.exp(parts.astype(shift.dtype) - of_parts[..., None])), None
+
+
+def _maximum(logits: Array) -> Array:
+    return _of_rows(jnp.max, logits).astype(statistics_dtype(logits.dtype))
+
+
+def _of_rows(reduction: Callable, x: Array) -> Array:
+    return _of_parts(reduction, _parts(x))
+
+
+def _of_parts(reduction: Callable, parts: Array) -> Array:
+    return reduction(reduction(parts, -1), -1)
+
+
+def _parts(x: Array) -> Array:
+    """Of shape (..., parts, classes of a part)."""
+    return x.reshape(*x.shape[:-1], parts_of_a_row(x), -1)
+
+
+def parts_of_a_row(x: Array) -> int:
+    """Into how many equal parts the classes of a row are cut for its sums: the fewest that make many rows, none too long; 1
+    where the rows are many and short, the classes have no such divisor, or parts of 16-bit rows would be converted first (48
+    MiB at (64, 131072))."""
+    *batch, classes = x.shape
+    rows = math.prod(batch)
+    if x.dtype.itemsize <= 2 or not sums_exponentials_at_once() or (rows >= MANY_ROWS and classes <= LONGEST_ROW):
+        return 1
+    least = max(-(-MANY_ROWS // max(1, rows)), -(-classes // LONGEST_ROW))
+    return next((k for k in range(least, classes // SHORTEST_PART + 1) if classes % k == 0), 1)
