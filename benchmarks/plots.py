@@ -220,7 +220,9 @@ def devices(files: list[Results]) -> Figure | str:
         low, middle, high = (np.array([times[case][part] for case in cases]) for part in ("p10", "median", "p90"))
         about = f"{file.device}, jax {file.environment['versions'].get('jax')} ({file.path})"
         color = PALETTE[i % len(PALETTE)]
-        axes.errorbar(middle, positions, xerr=(middle - low, high - middle), fmt="o", markersize=5, color=color, label=about)
+        axes.errorbar(
+            middle, positions, xerr=np.array((middle - low, high - middle)), fmt="o", markersize=5, color=color, label=about
+        )
     axes.set(xscale="log", xlabel="time (ms)", ylabel="case", yticks=range(len(cases)))
     axes.set_yticklabels([str(case) for case in cases])
     axes.invert_yaxis()

@@ -9,10 +9,10 @@ from jaxtyping import Array
 
 from .. import guards
 from .._dense.shards import sum_over
-from .._jax.pieces import even_size
+from .._jax.pieces import even_size, is_known
 from .._jax.versions import joint_axes, mesh_axes, on_axis, varying_over
 from .._linear.batch_matrix import Batch, BatchSpec, Weights, batch_loss, dtype_of, gathered
-from .._linear.cuts import Sizes, rows_on_cpu
+from .._linear.cuts import LEAST_LOGITS, Sizes, rows_on_cpu
 from . import checks
 from .forward_mode import NO_WAY_OUT, forward_mode_hint
 
@@ -48,8 +48,8 @@ def info_nce(
         symmetric: whether keys look for queries too.
         query_ids, key_ids: integer ``(n,)`` and ``(m,)``, both or neither.
         where: boolean ``(n,)``, for n = m: pairs that take part. The others are not negatives either.
-        chunk_rows: static; the most rows of the matrix that exist at once. None: within half the memory of the gradient of
-            the keys, at least 128.
+        chunk_rows: static; the most rows of the matrix that exist at once. None: all of at most 2**20 elements, else rows
+            within half the memory of the gradient of the keys, at least 128.
         axis_name: inside ``jax.shard_map``, the mesh axis over which both queries and keys are split. Every device gathers
             the keys (m d numbers), takes its own rows of the matrix, and shares the columns' sums (m numbers). The result is
             the loss of the whole batch, the same on every device. Ids are global; without them pairs are matched across the
@@ -57,7 +57,7 @@ def info_nce(
 
     Returns:
         Nats, a scalar, float32 (float64 for float64); 0 if there is no positive. Gradients in the arguments' dtypes. A
-        differentiated symmetric loss takes four matrix products (three with the whole matrix), a one-sided one three; the
+        differentiated symmetric loss takes four matrix products (three where all rows are one chunk), a one-sided one three; the
         largest intermediate has ``chunk_rows`` times m entries.
 
     Raises:
@@ -78,7 +78,9 @@ def info_nce(
     """
     symmetric = checks.flag("symmetric", symmetric)
     batch = _batch("info_nce", queries, keys, temperature, None, query_ids, key_ids, where, symmetric)
-    spec = BatchSpec("info_nce" if symmetric else "info_nce_of_rows", checks.axis_name(axis_name), _rows(batch, chunk_rows))
+    spec = BatchSpec(
+        "info_nce" if symmetric else "info_nce_of_rows", checks.axis_name(axis_name), _rows(batch, chunk_rows, axis_name)
+    )
     return _loss(spec, query_ids is not None, batch)
 
 
@@ -119,7 +121,9 @@ def sigmoid_contrastive(
     Source: Zhai et al. 2023 (https://arxiv.org/abs/2303.15343), section 3.2.
     """
     batch = _batch("sigmoid_contrastive", queries, keys, temperature, bias, query_ids, key_ids, where, False)
-    return _loss(BatchSpec("sigmoid", checks.axis_name(axis_name), _rows(batch, chunk_rows)), query_ids is not None, batch)
+    return _loss(
+        BatchSpec("sigmoid", checks.axis_name(axis_name), _rows(batch, chunk_rows, axis_name)), query_ids is not None, batch
+    )
 
 
 def _batch(function: str, queries, keys, temperature, bias, query_ids, key_ids, where, symmetric: bool) -> Batch:
@@ -153,9 +157,11 @@ def _check_values(queries: Array, keys: Array, where, temperature, bias) -> None
     guards.require_finite("bias", bias)
 
 
-def _rows(batch: Batch, chunk_rows) -> int:
+def _rows(batch: Batch, chunk_rows, axis_name) -> int:
+    """How many rows are a chunk."""
     (n, d), m = batch.queries.shape, batch.keys.shape[0]
-    return checks.chunk_rows(chunk_rows) or even_size(n, rows_on_cpu(Sizes(n, d, m)))
+    small = axis_name is None and is_known(n) and is_known(m) and n * m <= LEAST_LOGITS
+    return checks.chunk_rows(chunk_rows) or (n if small else even_size(n, rows_on_cpu(Sizes(n, d, m))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from .dtypes import statistics_dtype
+from .halves import narrowed
 from .versions import axes_between, summed_over, to_varying, typed_like, varying_axes
 
 
@@ -65,7 +66,7 @@ def cotangents(gradients: Any, parts: Any, scale: jax.Array | None = None) -> An
             return zeros(part, part.dtype)
         wide = gradient.astype(statistics_dtype(gradient.dtype))
         wide = wide if scale is None else scale * wide
-        return typed_as(summed_over(axes_between(wide, part), wide).astype(part.dtype), part)
+        return typed_as(narrowed(summed_over(axes_between(wide, part), wide), part.dtype), part)
 
     return jax.tree.map(cotangent, gradients, parts, is_leaf=lambda x: x is None)
 

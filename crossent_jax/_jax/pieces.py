@@ -5,13 +5,13 @@ A length may be a symbol (``jax.export`` of any number of rows), which compares 
 most the size asked for, and the last one, of which at least one element is new, overlaps."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
+from .halves import bits, by_bits, from_bits, is_half, narrowed
 from .versions import joint_axes, varying_axes
 
 
@@ -135,9 +135,9 @@ def read(x: jax.Array, start, size: int, axis: int) -> jax.Array:
 
     def slice_of_bits(x, start):
         x, start = jax.lax.optimization_barrier((x, start))  # else XLA makes the bits of all of x, before the loop
-        return _from_bits(slice_of(_bits(x), start), x.dtype)
+        return from_bits(slice_of(bits(x), start), x.dtype)
 
-    return _by_platform(slice_of, slice_of_bits, x, start)
+    return _by_dtype(slice_of, slice_of_bits, x, start)
 
 
 def rows_at(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -148,49 +148,34 @@ def rows_at(x: jax.Array, index: jax.Array) -> jax.Array:
 
     def gathered_bits(x, index):
         x, index = jax.lax.optimization_barrier((x, index))
-        return _from_bits(gathered(_bits(x), index), x.dtype)
+        return from_bits(gathered(bits(x), index), x.dtype)
 
-    return _by_platform(gathered, gathered_bits, x, index)
+    return _by_dtype(gathered, gathered_bits, x, index)
 
 
 def write(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     """``x`` with the piece at ``start`` replaced, in place inside a loop."""
     if piece.shape == x.shape:
-        return piece.astype(x.dtype)
+        return narrowed(piece, x.dtype)
 
     def update(x, piece, start):
         return jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis, allow_negative_indices=False)
 
     def update_bits(x, piece, start):
-        return _from_bits(update(_bits(x), _bits(piece), start), x.dtype)
+        return from_bits(update(bits(x), bits(piece), start), x.dtype)
 
-    return _by_platform(update, update_bits, x, piece.astype(x.dtype), start)
-
-
-def _by_platform(function: Callable, of_bits: Callable, x: jax.Array, *rest) -> jax.Array:
-    """``of_bits`` for a 16-bit float on a CPU, whose backend would convert all of it to float32 to slice or update it; on a
-    TPU the bits are copies, two of all of ``x``."""
-    if not _is_half(x.dtype):
-        return function(x, *rest)
-    return jax.lax.platform_dependent(x, *rest, cpu=partial(_differentiable, function, of_bits), default=function)
+    return _by_dtype(update, update_bits, x, narrowed(piece, x.dtype), start)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _differentiable(function: Callable, of_bits: Callable, *arrays) -> jax.Array:
-    """``of_bits(*arrays)`` with the derivative of ``function``: to JAX bits are constants (a gradient of a gradient)."""
-    return of_bits(*arrays)
-
-
-@_differentiable.defjvp
-def _differentiable_jvp(function, of_bits, primals, tangents):
-    return of_bits(*primals), jax.jvp(function, primals, tangents)[1]
+def _by_dtype(function: Callable, of_bits: Callable, x: jax.Array, *rest) -> jax.Array:
+    return by_bits(function, of_bits, x, *rest) if is_half(x.dtype) else function(x, *rest)
 
 
 def write_fresh(x: jax.Array, piece: jax.Array, start, axis: int, fresh: jax.Array | None) -> jax.Array:
     """:func:`write`, but only what is fresh."""
     if fresh is not None:
         kept = fresh.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-        piece = jnp.where(kept, piece.astype(x.dtype), read(x, start, piece.shape[axis], axis))
+        piece = jnp.where(kept, narrowed(piece, x.dtype), read(x, start, piece.shape[axis], axis))
     return write(x, piece, start, axis)
 
 
@@ -199,15 +184,3 @@ def add(x: jax.Array, piece: jax.Array, start, axis: int) -> jax.Array:
     if piece.shape == x.shape:
         return x + piece
     return write(x, read(x, start, piece.shape[axis], axis) + piece, start, axis)
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.uint16)
-
-
-def _from_bits(x: jax.Array, dtype) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, dtype)
-
-
-def _is_half(dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 2

@@ -4,13 +4,14 @@ Rows of the matrix go through in chunks. With R_i and C_j the log-sum-exps of ro
 positives they have, s_ij whether (i, j) is one, and a_i, b_j the weights of rows and columns,
 
     InfoNCE   sum_i a_i (R_i - sum_j s_ij z_ij / P_i) + sum_j b_j (C_j - sum_i s_ij z_ij / Q_j)
-              d / dz_ij = a_i (exp(z_ij - R_i) - s_ij / P_i) + b_j (exp(z_ij - C_j) - s_ij / Q_j)
+              d / dz_ij = a_i (exp(z_ij - R_i) - s_ij / P_i) + b_j (exp(z_ij - C_j) - s_ij / Q_j),
+              exp(z_ij - R_i) = exp(z_ij - m_i) / sum_k exp(z_ik - m_i) with the row's largest element m_i
     sigmoid   sum_ij a_i softplus(-y_ij z_ij),  y_ij = 2 s_ij - 1
               d / dz_ij = -a_i y_ij sigmoid(-y_ij z_ij)
 
 A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps of both, and for the
 gradients, four products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no column,
-and make it once. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
+and make it once; so does InfoNCE of a small batch, whose matrix is one chunk. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
 
 Over a mesh axis every shard gathers the keys, in their own dtype; their gradients are added up over shards in float32.
 """
@@ -152,10 +153,6 @@ def _over_shards(lines: Lines, axis_name: str | None) -> Lines:
     return jax.tree.map(lambda x: jax.lax.psum(x, axis_name), _rebased(lines, top))._replace(maximum=top)
 
 
-def _log_sums(lines: Lines) -> Array:
-    return as_shift(lines.maximum) + log_of_sum(lines.exp_sum)
-
-
 def _losses(lines: Lines, weights: Array, positives: Array) -> Array:
     """The weighted losses of lines; 0 for those of weight 0, whatever is in them."""
     return jnp.where(weights == 0, 0, weights * (log_of_sum(lines.exp_sum) - lines.positive_dot / positives))
@@ -203,28 +200,36 @@ def _row_losses(spec: BatchSpec, chunk: Chunk, lines: Lines | None, row: Array, 
     return jnp.where(row == 0, 0, row * jnp.sum(each, -1)), None
 
 
-def _dz(spec: BatchSpec, chunk: Chunk, lines: Lines | None, row, row_positives, weights: Weights, log_sums: Maybe) -> Array:
-    """The module docstring's derivative. ``log_sums``: of the columns."""
+def _dz(
+    spec: BatchSpec, chunk: Chunk, rows: Lines | None, row, row_positives, weights: Weights, columns: Lines | None
+) -> Array:
+    """The module docstring's derivative."""
     z, positive = chunk.z, chunk.positive
     if spec.loss == "sigmoid":
         dz = row[:, None] * jnp.where(positive, -jax.nn.sigmoid(-z), jax.nn.sigmoid(z))
     else:
-        assert lines is not None, "InfoNCE has lines"
-        dz = row[:, None] * jnp.exp(z - _log_sums(lines)[:, None])
+        assert rows is not None, "InfoNCE has lines"
+        dz = _softmax(z, rows, row, 1)
         share = (row / row_positives)[:, None]
-        if log_sums is not None:
-            dz += weights.column[None] * jnp.exp(z - log_sums[None])
+        if columns is not None:
+            dz += _softmax(z, columns, weights.column, 0)
             share = share + (weights.column / weights.column_positives)[None]
         dz -= jnp.where(positive, share, 0)
     dz = jnp.where(z == -jnp.inf, 0, dz)
     return dz if chunk.valid is None else jnp.where(chunk.valid[:, None], dz, 0)
 
 
+def _softmax(z: Array, lines: Lines, weights: Array, axis: int) -> Array:
+    """Of the lines along ``axis``, times their weights."""
+    scale = weights / jnp.where(lines.exp_sum > 0, lines.exp_sum, 1)
+    return jnp.exp(z - jnp.expand_dims(as_shift(lines.maximum), axis)) * jnp.expand_dims(scale, axis)
+
+
 class Known(NamedTuple):
-    """What a pass before has found out, or None: the rows' lines, and the log-sum-exps of the columns."""
+    """The lines that a pass before has found out, or None."""
 
     rows: Any = None
-    columns: Maybe = None
+    columns: Any = None
 
 
 def _pass(
@@ -232,7 +237,6 @@ def _pass(
 ) -> tuple[Array, Gradients]:
     """``(the losses of rows, the gradients)``; the gradients are those of columns too if these are known. ``given``: the
     batch before it was made whole."""
-    dtype = dtype_of(batch)
 
     def step(sums, start, size, fresh):
         chunk = _chunk_at(batch, start, size, fresh)
@@ -245,17 +249,32 @@ def _pass(
             sums = _add(batch, sums, chunk, dz, start, fresh)
         return sums, losses
 
+    sums, losses = scan_rows(_pieces_of(spec, batch), step, _no_gradient(batch, needed, given), 0)
+    return losses, sums
+
+
+def _at_once(spec: BatchSpec, batch: Batch, weights: Weights, needed: Gradients, given: Batch) -> tuple[Array, Gradients]:
+    """``(InfoNCE, the gradients)`` of a batch whose rows are one chunk: products and exponentials are made once."""
+    chunk = _chunk_at(batch, 0, batch.queries.shape[0], None)
+    rows, columns = _lines(chunk, 1), _over_shards(_lines(chunk, 0), spec.axis_name)
+    dz = _dz(spec, chunk, rows, weights.row, weights.row_positives, weights, columns)
+    gradients = _add(batch, _no_gradient(batch, needed, given), chunk, dz, 0, None)
+    return _of_lines(spec, weights, rows, columns), gradients
+
+
+def _no_gradient(batch: Batch, needed: Gradients, given: Batch) -> Gradients:
+    """Zeros for what is needed."""
+    dtype = dtype_of(batch)
+
     def start(asked, like, dtype):
         return _varying(batch, jnp.zeros(like.shape, dtype)) if asked else None
 
-    none = Gradients(
+    return Gradients(
         start(needed.queries, batch.queries, written_dtype(batch.queries, given.queries, scaled_later=True)),
         start(needed.keys, batch.keys, dtype),
         start(needed.temperature, batch.temperature, dtype),
         start(needed.bias, batch.bias, dtype),
     )
-    sums, losses = scan_rows(_pieces_of(spec, batch), step, none, 0)
-    return losses, sums
 
 
 def _add(batch: Batch, sums: Gradients, chunk: Chunk, dz: Array, start, fresh) -> Gradients:
@@ -317,10 +336,12 @@ def _forward(spec: BatchSpec, primals: Batch, primal_weights: Weights):
     given, weights = values_of((primals, primal_weights))
     needed = Gradients._make(map(is_asked, primals[:4]))
     batch = _whole(spec, given)
-    if spec.loss == "info_nce":
+    if spec.loss == "info_nce" and _pieces_of(spec, batch).all == 1:
+        value, gradients = _at_once(spec, batch, weights, needed, given)
+    elif spec.loss == "info_nce":
         rows, columns = _all_lines(spec, batch)
         value = _of_lines(spec, weights, rows, columns)
-        _, gradients = _pass(spec, batch, weights, Known(rows, _log_sums(columns)), needed, given)
+        _, gradients = _pass(spec, batch, weights, Known(rows, columns), needed, given)
     else:
         losses, gradients = _pass(spec, batch, weights, Known(), needed, given)
         value = jnp.sum(losses)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._jax.dtypes import statistics_dtype
+from .._jax.halves import narrowed
 from .._jax.versions import explicit_sharding
 from .._row.state import Maybe
 
@@ -55,7 +56,7 @@ class Rounded(NamedTuple):
 def rounded(dz: Float[Array, "... v"], dtype) -> Rounded:
     """``dz`` made once, in the dtype of the products; in float16 the largest of it is between 2**14 and 2**15."""
     if dtype != jnp.float16:
-        return Rounded(jax.lax.optimization_barrier(dz.astype(dtype)))
+        return Rounded(jax.lax.optimization_barrier(narrowed(dz, dtype)))
     finite = jnp.where(jnp.isfinite(dz), jnp.abs(dz), 0)
     _, exponent = jnp.frexp(jnp.max(finite))
     scale = jnp.ldexp(jnp.ones((), dz.dtype), 15 - jnp.maximum(exponent, -100))
@@ -85,7 +86,7 @@ def piece_logits(layout: Layout, projection: Projection) -> Float[Array, "... v"
         z = z + jnp.broadcast_to(projection.bias.astype(z.dtype), z.shape)
     if layout.logits_dtype == "float16":  # its numbers in float32, for the exponents of their gradient
         return jax.lax.reduce_precision(z, exponent_bits=5, mantissa_bits=10)
-    return z.astype(layout.logits_dtype)
+    return narrowed(z, jnp.dtype(layout.logits_dtype))
 
 
 def _logits(layout: Layout, hidden: Array, head: Array, dtype=None) -> Array:

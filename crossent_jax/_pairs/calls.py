@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._jax.differentiated import filled, is_asked, is_floating, is_primal, typed_as, values_of, zeros
+from .._jax.halves import narrowed
 from .._jax.row_blocks import by_rows
 from .._jax.versions import joint_axes, to_varying, varying_axes, varying_over
 from ..backends import BACKENDS
@@ -105,7 +106,7 @@ def _backward(spec: PairSpec, residuals, g: Array):
         if gradient.shape != x.shape:
             return zeros(x, x.dtype)
         scale = g.reshape(*g.shape, *[1] * (x.ndim - g.ndim))
-        return typed_as(jnp.where(scale == 0, 0, scale * gradient.astype(g.dtype)).astype(x.dtype), x)
+        return typed_as(narrowed(jnp.where(scale == 0, 0, scale * gradient.astype(g.dtype)), x.dtype), x)
 
     return None, treedef.unflatten([cotangent(*pair) for pair in zip(gradients, leaves, strict=True)])
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from .._jax.dtypes import statistics_dtype
+from .._jax.halves import narrowed
 from .._jax.readings import on_a_gpu, read_again, sums_together
 from .._jax.versions import lookup
 from .labels import is_label, label_value
@@ -113,7 +114,7 @@ def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
     operands, state = _apart_from_forward(operands, state)
     classes, dropped, du = _backward(wanted, operands, state, g)
     return Operands(
-        logits=_through_map(wanted, operands, dropped, du).astype(operands.logits.dtype),
+        logits=narrowed(_through_map(wanted, operands, dropped, du), operands.logits.dtype),
         target=_gradient_of_target(wanted, operands, classes, dropped, g) if is_soft(operands.target) else None,
         prior=None if g.prior_dot is None else _gradient_of_prior(wanted, operands, classes, dropped, g),
         temperature=_gradient_of_temperature(wanted, operands, state, g),
@@ -122,7 +123,7 @@ def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
 
 def marked_exponentials(wanted: Wanted, operands: Operands, state: State) -> Array:
     """All that :func:`gradient_of_exponentials` reads of a class: e_j, 0 where masked, and -1 at the label. (A TPU v6e forms
-    the gradient inside a product: with the sign for the label in 1.39 M model cycles, with a comparison of indices in 1.74.)"""
+    the gradient inside a product: with the sign in 1.39 M model cycles, with a comparison of indices in 1.74.)"""
     e = _classes(wanted, operands, state.maximum).e
     return jnp.where(is_label(operands.target, e.shape, wanted.axis), -1, e)
 
@@ -134,8 +135,8 @@ def are_exponentials_enough(wanted: Wanted, operands: Operands) -> bool:
 
 
 def gradient_of_exponentials(wanted: Wanted, operands: Operands, state: State, g: State, marked: bool) -> Array:
-    """The gradient of the logits where ``operands.logits`` are their exponentials, which may be rounded; at the label e is that
-    of ``target_dot``. ``marked``: whether they are :func:`marked_exponentials`."""
+    """The gradient of the logits where ``operands.logits`` are their exponentials, which may be rounded (``marked``: the
+    :func:`marked_exponentials`); at the label e is that of ``target_dot``."""
     of_label = _of_label(state, jnp.exp(state.target_dot) * g.exp_sum + g.target_dot)
     of_others, of_label = (jnp.expand_dims(over(x, operands.temperature), wanted.axis) for x in (g.exp_sum, of_label))
     e = operands.logits.astype(of_others.dtype)
@@ -360,7 +361,7 @@ def _gradient_of_target(wanted: Wanted, operands: Operands, classes: _Classes, d
     dt = jnp.expand_dims(g.target_dot, axis) * classes.d + jnp.expand_dims(g.target_mass, axis)
     if g.target_exp is not None:
         dt = dt + jnp.expand_dims(g.target_exp, axis) * classes.e
-    return _zero(dropped, dt).astype(operands.target.dtype)
+    return narrowed(_zero(dropped, dt), operands.target.dtype)
 
 
 def _gradient_of_prior(wanted: Wanted, operands: Operands, classes: _Classes, dropped: Maybe, g: State) -> Array:
