@@ -57,8 +57,8 @@ def info_nce(
 
     Returns:
         Nats, a scalar, float32 (float64 for float64); 0 if there is no positive. Gradients in the arguments' dtypes. A
-        differentiated symmetric loss takes four matrix products (three where all rows are one chunk), a one-sided one three; the
-        largest intermediate has ``chunk_rows`` times m entries.
+        differentiated symmetric loss takes four matrix products (three where all rows are one chunk), a one-sided one
+        three; the largest intermediate has ``chunk_rows`` times m entries.
 
     Raises:
         TypeError, ValueError: for shapes or dtypes that do not fit, one of the ids alone, and Python numbers out of range.

@@ -1,10 +1,10 @@
 """16-bit floats on a CPU, whose XLA backend has no good programs for them: by their bits, which it reads and writes as they
 are.
 
-A slice, an update or a gather of bfloat16 is made of a float32 copy of the whole array. And what is computed in float32 and
-cast to bfloat16 takes longer for the cast than for the rest: milliseconds of ``exp(x - m) f - [label]`` of bfloat16 x (2048,
-8192), two cores of an EPYC with AVX-512, jax 0.10.2, memory kept: 15.4 cast as usual and 8.3 to 10 by the bits, where float32
-in and out takes 7.7.
+A slice, an update or a gather of bfloat16 is made of a float32 copy of the whole array. And what is computed in float32
+and cast to bfloat16 takes longer for the cast than for the rest: milliseconds of ``exp(x - m) f - [label]`` of bfloat16 x
+(2048, 8192), two cores of an EPYC with AVX-512, jax 0.10.2, memory kept: 15.4 cast as usual and 8.3 to 10 by the bits, where
+float32 in and out takes 7.7.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ def from_bits(x: jax.Array, dtype) -> jax.Array:
 
 
 def by_bits(function: Callable, of_bits: Callable, *arrays: jax.Array) -> jax.Array:
-    """``function(*arrays)``, on a CPU by ``of_bits``, with the derivative of the former: to JAX bits are constants. Elsewhere
-    bits are copies (on a TPU two of all of an array)."""
+    """``function(*arrays)``, on a CPU by ``of_bits``, with the derivative of the former: to JAX bits are constants. On a TPU
+    bits are copies, two of all of an array."""
     return jax.lax.platform_dependent(*arrays, cpu=partial(_differentiable, function, of_bits), default=function)
 
 

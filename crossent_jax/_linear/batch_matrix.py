@@ -11,7 +11,8 @@ positives they have, s_ij whether (i, j) is one, and a_i, b_j the weights of row
 
 A column is complete only after the last row, so InfoNCE makes the matrix twice: for the log-sum-exps of both, and for the
 gradients, four products in all where a whole matrix takes three. One-sided InfoNCE and the sigmoid loss need no column,
-and make it once; so does InfoNCE of a small batch, whose matrix is one chunk. The gradients are made in the forward pass, as both losses are sums; the backward pass multiplies them.
+and make it once; so does InfoNCE of a small batch, whose matrix is one chunk. The gradients are made in the forward pass,
+as both losses are sums; the backward pass multiplies them.
 
 Over a mesh axis every shard gathers the keys, in their own dtype; their gradients are added up over shards in float32.
 """
