@@ -78,10 +78,7 @@ def info_nce(
     """
     symmetric = checks.flag("symmetric", symmetric)
     batch = _batch("info_nce", queries, keys, temperature, None, query_ids, key_ids, where, symmetric)
-    spec = BatchSpec(
-        "info_nce" if symmetric else "info_nce_of_rows", checks.axis_name(axis_name), _rows(batch, chunk_rows, axis_name)
-    )
-    return _loss(spec, query_ids is not None, batch)
+    return _loss(_spec("info_nce" if symmetric else "info_nce_of_rows", batch, chunk_rows, axis_name), batch)
 
 
 @forward_mode_hint(NO_WAY_OUT)
@@ -121,9 +118,7 @@ def sigmoid_contrastive(
     Source: Zhai et al. 2023 (https://arxiv.org/abs/2303.15343), section 3.2.
     """
     batch = _batch("sigmoid_contrastive", queries, keys, temperature, bias, query_ids, key_ids, where, False)
-    return _loss(
-        BatchSpec("sigmoid", checks.axis_name(axis_name), _rows(batch, chunk_rows, axis_name)), query_ids is not None, batch
-    )
+    return _loss(_spec("sigmoid", batch, chunk_rows, axis_name), batch)
 
 
 def _batch(function: str, queries, keys, temperature, bias, query_ids, key_ids, where, symmetric: bool) -> Batch:
@@ -157,23 +152,23 @@ def _check_values(queries: Array, keys: Array, where, temperature, bias) -> None
     guards.require_finite("bias", bias)
 
 
-def _rows(batch: Batch, chunk_rows, axis_name) -> int:
-    """How many rows are a chunk."""
+def _spec(loss: str, batch: Batch, chunk_rows, axis_name) -> BatchSpec:
     (n, d), m = batch.queries.shape, batch.keys.shape[0]
     small = axis_name is None and is_known(n) and is_known(m) and n * m <= LEAST_LOGITS
-    return checks.chunk_rows(chunk_rows) or (n if small else even_size(n, rows_on_cpu(Sizes(n, d, m))))
+    chunk = checks.chunk_rows(chunk_rows) or (n if small else even_size(n, rows_on_cpu(Sizes(n, d, m))))
+    return BatchSpec(loss, checks.axis_name(axis_name), chunk, paired=batch.query_ids is None)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _loss(spec: BatchSpec, by_id: bool, batch: Batch) -> Array:
+@partial(jax.jit, static_argnums=0)
+def _loss(spec: BatchSpec, batch: Batch) -> Array:
     """Where the type of the queries says that they are split over devices (Explicit meshes), as if by ``axis_name``."""
     mesh, names = mesh_axes(batch.queries, 0)
     if spec.axis_name is not None or len(names) != 1:
-        return _loss_here(spec, by_id, batch)
+        return _loss_here(spec, batch)
     (axis_name,) = names
     of_rows = batch._replace(temperature=None, bias=None)
     rows = jax.tree.map(lambda x: on_axis(x, axis_name), of_rows)
-    here = partial(_loss_here, spec._replace(axis_name=axis_name), by_id)
+    here = partial(_loss_here, spec._replace(axis_name=axis_name))
     specs = jax.tree.map(lambda _: jax.P(axis_name), of_rows)
     specs = specs._replace(temperature=jax.P(), bias=None if batch.bias is None else jax.P())
     batch = rows._replace(temperature=batch.temperature, bias=batch.bias)
@@ -181,12 +176,12 @@ def _loss(spec: BatchSpec, by_id: bool, batch: Batch) -> Array:
     return wrapped(batch)
 
 
-def _loss_here(spec: BatchSpec, by_id: bool, batch: Batch) -> Array:
+def _loss_here(spec: BatchSpec, batch: Batch) -> Array:
     dtype, axis_name = dtype_of(batch), spec.axis_name
     n, m = batch.queries.shape[0], batch.keys.shape[0]
     if n * m == 0:
         return jnp.zeros((), dtype)
-    if not by_id:
+    if spec.paired:
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * m
         ids = first + jnp.arange(max(n, m), dtype=jnp.int32)
         batch = batch._replace(query_ids=ids[:n], key_ids=ids[:m])

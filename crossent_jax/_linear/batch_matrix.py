@@ -45,11 +45,13 @@ from .projection import (
 
 class BatchSpec(NamedTuple):
     """``loss``: "info_nce" (rows and columns), "info_nce_of_rows" or "sigmoid". ``axis_name``: the mesh axis over which
-    queries and keys are split. ``chunk``: rows of the matrix at a time."""
+    queries and keys are split. ``chunk``: rows of the matrix at a time. ``paired``: whether column i alone is the positive
+    of row i."""
 
     loss: str
     axis_name: str | None
     chunk: int
+    paired: bool
 
 
 class Batch(NamedTuple):
@@ -90,12 +92,14 @@ class Lines(NamedTuple):
 
 class Chunk(NamedTuple):
     """Some rows of the matrix. ``z`` is -inf at keys that do not count, ``positive`` (s) false where either does not.
-    ``valid``: rows that count and were not in an earlier chunk; None: all."""
+    ``valid``: rows that count and were not in an earlier chunk; None: all. ``on_diagonal``: whether nothing else is
+    positive."""
 
     projection: Projection
     z: Array
     positive: Array
     valid: Maybe
+    on_diagonal: bool = False
 
 
 def _chunk_at(batch: Batch, start, size: int, fresh: Maybe) -> Chunk:
@@ -131,7 +135,8 @@ def _lines(chunk: Chunk, axis: int) -> Lines:
     z = chunk.z if axis == 1 or chunk.valid is None else jnp.where(chunk.valid[:, None], chunk.z, -jnp.inf)
     top = jnp.max(z, axis)
     d = z - jnp.expand_dims(as_shift(top), axis)
-    dot = jnp.sum(jnp.where(chunk.positive, d, 0), axis)
+    of_positives = jnp.where(chunk.positive, d, 0)
+    dot = jnp.diagonal(of_positives) if chunk.on_diagonal else jnp.sum(of_positives, axis)
     return Lines(top, jnp.sum(jnp.exp(d), axis), dot, jnp.sum(chunk.positive, axis, dtype=z.dtype))
 
 
@@ -256,7 +261,7 @@ def _pass(
 
 def _at_once(spec: BatchSpec, batch: Batch, weights: Weights, needed: Gradients, given: Batch) -> tuple[Array, Gradients]:
     """``(InfoNCE, the gradients)`` of a batch whose rows are one chunk: products and exponentials are made once."""
-    chunk = _chunk_at(batch, 0, batch.queries.shape[0], None)
+    chunk = _chunk_at(batch, 0, batch.queries.shape[0], None)._replace(on_diagonal=spec.paired and spec.axis_name is None)
     rows, columns = _lines(chunk, 1), _over_shards(_lines(chunk, 0), spec.axis_name)
     dz = _dz(spec, chunk, rows, weights.row, weights.row_positives, weights, columns)
     gradients = _add(batch, _no_gradient(batch, needed, given), chunk, dz, 0, None)

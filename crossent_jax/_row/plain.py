@@ -6,14 +6,18 @@ Any number serves as the shift of a state (``_row.state``). The label's logit is
 
 so the pass for the maximum is spared. The label is one of the summands: nothing is lost of a small loss, and the sum is at
 most v exp(nll). A row without label is taken relative to class 0, and where that logit is -inf, to 0. Where the sum of any
-row is not within 2**-64 and 2**64 (a loss above 44 nats, a masked label, NaN), all rows are done again relative to their
-maxima. That is a loop of one turn or none: a ``lax.cond`` would be both of its branches under ``vmap``. What rounds is
-z_j - z_y, to half an ulp of at most 44, as it does of an nll of 44 relative to the maximum.
+row is not within 2**-64 and 2**64 (a loss above 44 nats, a masked label), all rows are done again relative to their maxima,
+but for NaN, which stays. That is a loop of one turn or none: a ``lax.cond`` would be both of its branches under ``vmap``.
+What rounds is z_j - z_y, to half an ulp of at most 44, as it does of an nll of 44 relative to the maximum.
 
 The sums are taken of parts of rows. XLA's CPU backend gives a maximum and a sum of exponentials to a library, which deals
-rows out to the cores, but gives a few hundred of them to one, and takes none of more than 32768 classes.
+rows out to the cores, but gives a few hundred of them to one, and takes no row of more than 32768 classes.
 
-TIMES
+Milliseconds relative to the maximum and to the label, float32, two cores of an EPYC with AVX-512, memory kept between
+calls (docs/on-a-cpu.md), jax 0.10.2: value (65536, 128) 5.6 and 3.7, (8192, 257) 0.85 and 0.75; value and gradient (65536,
+128) 8.1 and 4.7, (8192, 257) 1.31 and 0.93, (2048, 1000) 1.26 and 0.81. Nanoseconds an element of a sum of exponentials of
+(512, 50257) whole and in 29 parts: float32 0.96 and 0.34, bfloat16 1.02 and 0.57; of (64, 131072) in 8 parts 0.65 and 0.35,
+0.61 and 0.60.
 """
 
 import math
@@ -74,7 +78,7 @@ def _shifted(keep: bool, logits: Array, guess: Array) -> tuple[Array, Array, May
         maximum = _maximum(same)
         return maximum, *_sums(keep, same, as_shift(maximum)), jnp.array(False)
 
-    unfit = ~jnp.all((exp_sum > 1 / LARGEST) & (exp_sum < LARGEST))
+    unfit = jnp.any((exp_sum <= 1 / LARGEST) | (exp_sum >= LARGEST))
     return jax.lax.while_loop(lambda carry: carry[3], again, (guess, exp_sum, e, unfit))[:3]
 
 

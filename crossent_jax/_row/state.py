@@ -2,7 +2,7 @@
 
 Alphabet of every file: raw logits ``z``, capped logits ``c``, mapped logits ``u = c / T``, ``p = softmax(u)``, label ``y``
 or target distribution ``t_j``, prior ``pi_j`` (class weights, or 1); ``d_j = (c_j - maximum) / T`` and ``e_j = exp(d_j)``.
-Sums run over the unmasked classes.
+Sums run over the unmasked classes. (``_row.plain`` has another number in the maximum's place.)
 
 | field of State  | meaning                      | d field / d u_j, ``maximum`` held fixed |
 |-----------------|------------------------------|------------------------------------------|

@@ -486,15 +486,15 @@ BUGS = (
     Bug(
         "plain rows: a row far above its label overflows",
         "_row/plain.py",
-        "unfit = ~jnp.all((exp_sum > 1 / LARGEST) & (exp_sum < LARGEST))",
-        "unfit = jnp.isnan(exp_sum).any()",
+        "unfit = jnp.any((exp_sum <= 1 / LARGEST) | (exp_sum >= LARGEST))",
+        "unfit = jnp.any(exp_sum <= 1 / LARGEST)",
         f"{PLAIN_ROWS}::test_every_kind_of_row[float32]",
     ),
     Bug(
         "plain rows: a row far below its shift loses its classes",
         "_row/plain.py",
-        "unfit = ~jnp.all((exp_sum > 1 / LARGEST) & (exp_sum < LARGEST))",
-        "unfit = ~jnp.all(exp_sum < LARGEST)",
+        "unfit = jnp.any((exp_sum <= 1 / LARGEST) | (exp_sum >= LARGEST))",
+        "unfit = jnp.any(exp_sum >= LARGEST)",
         f"{PLAIN_ROWS}::test_every_kind_of_row[float32]",
     ),
     Bug(
@@ -825,6 +825,13 @@ BUGS = (
         "return _joined(columns, _lines(chunk, 0)), _lines(chunk, 1)",
         "return _lines(chunk, 0), _lines(chunk, 1)",
         f"{CONTRASTIVE}::test_value_and_gradients",
+    ),
+    Bug(
+        "contrastive: positives by ids are taken for those on the diagonal",
+        "_linear/batch_matrix.py",
+        "on_diagonal=spec.paired and spec.axis_name is None",
+        "on_diagonal=True",
+        f"{CONTRASTIVE}::test_any_chunk_gives_the_same",
     ),
     Bug(
         "contrastive: every device counts all columns",
