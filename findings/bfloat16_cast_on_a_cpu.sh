@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Versions: jax and jaxlib 0.10.2 and 0.12.0.1 (numpy 2.5.5, scipy 1.18.1, ml_dtypes 0.6.0), Python 3.13; 2026-11-29; CPU
 #   with two cores, EPYC with AVX-512.
-# Behaviour: BEHAVIOUR
+# Behaviour: XLA's CPU backend takes half as long again for the gradient of a softmax cross-entropy of bfloat16 logits (2048,
+#   8192) where the float32 result is cast by astype(bfloat16) as where lax.reduce_precision(x, 8, 7) rounds it and the upper
+#   16 bits of its bits are taken, which gives the same numbers.
 # Output:
-#   OUTPUT
+#   jax 0.10.2: astype(bfloat16) 6.8 ms, by reduce_precision and bits 4.4 ms
+#   jax 0.12.0.1: astype(bfloat16) 7.7 ms, by reduce_precision and bits 5.0 ms
 
 set -euo pipefail
 

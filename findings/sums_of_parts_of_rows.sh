@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Versions: jax and jaxlib 0.10.2 and 0.12.0.1 (numpy 2.5.5, scipy 1.18.1, ml_dtypes 0.6.0), Python 3.13; 2026-11-29; CPU
 #   with two cores, EPYC with AVX-512.
-# Behaviour: BEHAVIOUR
+# Behaviour: sum(exp(x - shift), -1) of float32 rows of more than 32768 elements takes XLA's CPU backend twice as long as the
+#   same of 29 parts of each row that were made rows by reshape, and added up; not where the parts are a third axis.
 # Output:
-#   OUTPUT
+#   jax 0.10.2: whole rows 21.1 ms, parts as a third axis 20.7, as rows 8.4
+#   jax 0.12.0.1: whole rows 10.9 ms, parts as a third axis 10.4, as rows 6.4
 
 set -euo pipefail
 
