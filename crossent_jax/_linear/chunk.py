@@ -91,8 +91,7 @@ class Plan(NamedTuple):
     time, and all of the axis before it (if there is one), so that a batch axis split over devices stays where it is.
     ``exponentials``: whether they are kept in place of the logits where they may be; ``marked``: whether in the dtype of the
     products, the label marked by its sign; ``padded``: whether operands are; ``last_apart``: whether the last chunk is a
-    program of its own; ``by_label``: whether
-    the state of a chunk whose exponentials are not kept is relative to the label's logit."""
+    program of its own; ``by_label``: whether the state of a chunk that keeps none is relative to the label's logit."""
 
     backend: Backend
     wanted: Wanted
