@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._jax.dtypes import statistics_dtype
+from .._jax.pieces import is_known
 from .._jax.row_blocks import on_one_device
 from .._jax.versions import sums_exponentials_at_once
 from .block import Operands, Wanted, is_plain, label_fields
@@ -120,11 +121,12 @@ def _parts(x: Array) -> Array:
 
 def parts_of_a_row(x: Array) -> int:
     """Into how many equal parts the classes of a row are cut for its sums: the fewest that make many rows, none too long; 1
-    where the rows are many and short, the classes have no such divisor, or parts of 16-bit rows would be converted first (48
-    MiB at (64, 131072))."""
+    where the rows are many and short, their number is a symbol, or the classes have no such divisor."""
     *batch, classes = x.shape
     rows = math.prod(batch)
-    if not sums_exponentials_at_once() or (rows >= MANY_ROWS and classes <= LONGEST_ROW):
+    if not (sums_exponentials_at_once() and is_known(rows) and is_known(classes)):
+        return 1
+    if rows >= MANY_ROWS and classes <= LONGEST_ROW:
         return 1
     least = max(-(-MANY_ROWS // max(1, rows)), -(-classes // LONGEST_ROW))
     return next((k for k in range(least, classes // SHORTEST_PART + 1) if classes % k == 0), 1)
