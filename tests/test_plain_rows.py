@@ -146,3 +146,57 @@ def test_linear(dtype, one_device):
         scale = np.abs(wanted).max(-1, keepdims=True)
         tolerance = (1e-5 if dtype == "float32" else 2**-6) * scale
         assert np.all(np.abs(np.float32(got) - wanted) <= tolerance)
+
+
+def far_rows(case):
+    """Rows of one loss: 0 but at the label, so that the sum of exponentials is known."""
+    nll = {"within": 41.5, "beyond": 43.9}[case]
+    z = jnp.zeros((64, 1024)).at[:, 0].set(np.log(1023.0) - nll)
+    return z, jnp.zeros(64, int)
+
+
+@pytest.mark.parametrize("case", ["within", "beyond"])
+def test_second_derivatives_of_far_rows(case, one_device):
+    """The inverse of a sum is squared there, and 2**-128 is 0 to XLA's CPU backend."""
+    z, labels = far_rows(case)
+    t = jnp.broadcast_to(jnp.arange(1024.0), (64, 1024))
+
+    def product(z, implementation):
+        def loss(z):
+            return crossent_jax.cross_entropy(z, labels, reduction="sum", implementation=implementation)
+
+        return jax.grad(lambda z: jnp.vdot(jax.grad(loss)(z), t))(z)[0]
+
+    ours, expected = (jax.jit(product, static_argnums=1)(z, name) for name in ("xla", "reference"))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [16, 70001])
+def test_linear_without_rows(classes, one_device):
+    hidden, head, labels = jnp.ones((0, 4)), jnp.ones((4, classes)), jnp.zeros(0, int)
+    value, gradient = jax.value_and_grad(crossent_jax.linear_cross_entropy, 1)(hidden, head, labels)
+    assert value == 0 and gradient.shape == head.shape and not np.any(gradient)
+    assert crossent_jax.linear_token_log_probs(hidden, head, labels).shape == (0,)
+
+
+@pytest.mark.parametrize("split", ["head", "labels", "hidden"])
+def test_linear_in_a_mesh_of_one_device(split, one_device):
+    """What varies over the mesh is any of the arrays, and all of the chunk then does."""
+    gen = grid.rng("mesh of one", split)
+    hidden, head = jnp.asarray(gen.standard_normal((24, 4)), jnp.float32), jnp.ones((4, 16))
+    labels = jnp.asarray(grid.labels(gen, 24, 16))
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.P("x") if split != "head" else jax.P()
+    specs = jax.P("x") if split == "hidden" else jax.P(), jax.P(None, "x") if split == "head" else jax.P(), rows
+    axis_name = "x" if split == "head" else None
+
+    def local(hidden, head, labels):
+        total = crossent_jax.linear_cross_entropy(hidden, head, labels, reduction="sum", axis_name=axis_name)
+        return total if split == "head" else jax.lax.psum(total, "x")
+
+    mapped = jax.jit(jax.value_and_grad(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=jax.P())))
+    value, gradient = mapped(hidden, head, labels)
+    whole = jax.value_and_grad(lambda hidden: crossent_jax.linear_cross_entropy(hidden, head, labels, reduction="sum"))
+    expected, expected_gradient = whole(hidden)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)

@@ -48,8 +48,8 @@ def info_nce(
         symmetric: whether keys look for queries too.
         query_ids, key_ids: integer ``(n,)`` and ``(m,)``, both or neither.
         where: boolean ``(n,)``, for n = m: pairs that take part. The others are not negatives either.
-        chunk_rows: static; the most rows of the matrix that exist at once. None: all of at most 2**20 elements, else rows
-            within half the memory of the gradient of the keys, at least 128.
+        chunk_rows: static; the most rows of the matrix that exist at once. None: without ``axis_name`` all of at most 2**20
+            elements; else max(128, min(d, 256), d / 2, 2**20 / m) rows, and at most half of them.
         axis_name: inside ``jax.shard_map``, the mesh axis over which both queries and keys are split. Every device gathers
             the keys (m d numbers), takes its own rows of the matrix, and shares the columns' sums (m numbers). The result is
             the loss of the whole batch, the same on every device. Ids are global; without them pairs are matched across the

@@ -42,8 +42,10 @@ def _state(backend: Backend, wanted: Wanted, operands: Operands) -> State:
 
 def keeps_exponentials(wanted: Wanted, operands: Operands) -> bool:
     """Whether a CPU keeps a plain row's exponentials for the gradient, which takes their place; those of 16-bit logits would
-    be twice their size."""
-    return operands.logits.dtype.itemsize > 2 and may_spare_maximum(wanted, operands)
+    be twice their size. Only where it is the default: an eager gradient is two programs, and another platform's second one
+    would take the first one's exponentials for logits."""
+    possible = operands.logits.dtype.itemsize > 2 and may_spare_maximum(wanted, operands)
+    return possible and jax.default_backend() == "cpu"
 
 
 def state_and_exponentials(backend: Backend, wanted: Wanted, operands: Operands) -> tuple[State, Operands]:

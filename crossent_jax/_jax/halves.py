@@ -46,7 +46,8 @@ def _differentiable_jvp(function, of_bits, primals, tangents):
 
 
 def narrowed(x: jax.Array, dtype) -> jax.Array:
-    """``x.astype(dtype)``, for what was computed in ``x.dtype``."""
+    """``x.astype(dtype)``, for what was computed in ``x.dtype``: of a signaling NaN, which no computation gives, a CPU makes
+    infinity."""
     if x.dtype != jnp.float32 or dtype != jnp.bfloat16:
         return x.astype(dtype)
     return by_bits(lambda x: x.astype(jnp.bfloat16), _upper_half, x)

@@ -227,7 +227,7 @@ def _dz(
 
 def _softmax(z: Array, lines: Lines, weights: Array, axis: int) -> Array:
     """Of the lines along ``axis``, times their weights."""
-    scale = weights / jnp.where(lines.exp_sum > 0, lines.exp_sum, 1)
+    scale = weights / jnp.where(lines.exp_sum == 0, 1, lines.exp_sum)
     return jnp.exp(z - jnp.expand_dims(as_shift(lines.maximum), axis)) * jnp.expand_dims(scale, axis)
 
 

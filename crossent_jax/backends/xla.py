@@ -1,6 +1,7 @@
 """The shared mathematics compiled by XLA, with the hand-written gradient: any platform, any shape, reverse mode.
 
-Residuals are the operands and O(n) numbers; the backward pass recomputes the exponentials instead of keeping them.
+Residuals are the operands and O(n) numbers; the backward pass recomputes the exponentials instead of keeping them, but for
+plain float32 rows on a CPU, whose exponentials stand in the logits' place (``_row.plain``).
 """
 
 from .._row.block import block_gradient, block_state
