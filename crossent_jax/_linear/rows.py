@@ -108,8 +108,7 @@ def _fused(
     plain = is_plain(wanted, operands)
     blocks = cpu_blocks(rows.rows, classes, product_dtype(projection).itemsize, plain)
     kept = plain and blocks.gradient != classes and layout.logits_dtype == str(plan_dtype(projection))
-    here = on_one_device(hidden) and not joint_axes((projection, operands))
-    by_label = plain and backend.dense_gradient is not None and here
+    by_label = plain and backend.dense_gradient is not None and on_one_device(hidden)
     on_cpu = Plan(backend, wanted, layout, len(rows.shape) - 1, rows.chunk, blocks, exponentials=kept, by_label=by_label)
     other = Plan(
         backend, wanted, layout, on_cpu.axis, elsewhere.chunk, WHOLE, exponentials=True, marked=True, last_apart=True

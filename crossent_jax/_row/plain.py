@@ -37,7 +37,7 @@ from .labels import label_value
 from .state import Maybe, State, as_shift
 
 LARGEST = 2.0**60  # sum of exponentials; the least is its inverse
-LEAST_LOGITS = 2**16  # of rows that are taken relative to their labels
+LEAST_SIZE = 2**16  # logits that are taken relative to their labels
 LONGEST_ROW, SHORTEST_PART, MANY_ROWS = 32768, 512, 512  # classes, classes, rows
 
 
@@ -45,7 +45,7 @@ def may_spare_maximum(wanted: Wanted, operands: Operands) -> bool:
     """Whether the rows are such that a CPU may take them relative to their labels, and enough of them."""
     logits = operands.logits
     possible = wanted.axis == -1 and is_plain(wanted, operands) and on_one_device(logits)
-    return possible and logits.size >= LEAST_LOGITS
+    return possible and logits.size >= LEAST_SIZE
 
 
 def state_relative_to_label(wanted: Wanted, operands: Operands, keep: bool) -> tuple[State, Maybe]:
