@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import crossent_jax
+from crossent_jax._row import plain
 
 from . import grid, oracle
 
@@ -95,7 +96,8 @@ def test_every_kind_of_row(dtype, one_device):
 def test_the_maximum_is_taken_in_the_loop_alone(function, one_device):
     z, labels = batch("float32", "ordinary")
     text = jax.jit(function).lower(z, labels).as_text()
-    assert text.count("applies stablehlo.maximum across dimensions") == 2  # of the parts, and of the row
+    of_parts_and_of_the_row = 1 + (plain.parts_of_a_row(z) > 1)  # jax 0.7.2 takes rows whole
+    assert text.count("applies stablehlo.maximum across dimensions") == of_parts_and_of_the_row
     assert text.index("stablehlo.while") < text.index("applies stablehlo.maximum across dimensions")
     assert text.count("stablehlo.while") == 1
 
