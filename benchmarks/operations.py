@@ -89,6 +89,12 @@ def exact_linear(hidden, head, labels):
     return total / n, (d_hidden / n, d_head / n)
 
 
+def exact_binary(logits, labels):
+    magnitude = np.abs(logits)
+    loss = np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-magnitude))
+    return loss.mean(), ((np.exp(-np.logaddexp(0, -logits)) - labels) / logits.size,)
+
+
 def exact_info_nce(queries, keys):
     n, own = len(queries), np.arange(len(queries))
     logits = queries @ keys.T / TEMPERATURE
@@ -149,6 +155,15 @@ PROJECTED = Operation(
     draw_linear,
     exact_linear,
 )
+BINARY = Operation(
+    "binary_cross_entropy",
+    "mean over all decisions of log(1 + exp(z)) - y z",
+    False,
+    (LOGITS, ("nv", "float32")),
+    1,
+    lambda shape, random: (draw_logits(shape, random), random.integers(0, 2, (shape.n, shape.v))),
+    exact_binary,
+)
 SOFT = Operation(
     "soft_cross_entropy",
     "mean of -sum t log softmax(z)",
@@ -194,6 +209,7 @@ OPERATIONS = {
     operation.name: operation
     for operation in (
         LABELLED,
+        BINARY,
         PROJECTED,
         SOFT,
         KL,

@@ -103,6 +103,7 @@ OVER_V = tuple(Shape(1024, v, 64) for v in (1024, 4096, 16384, 65536, 262144))
 OVER_N = tuple(Shape(n, 32768, 64) for n in (128, 512, 2048, 8192))
 LOGITS_OVER_V = tuple(Shape(2**22 // v, v) for v in (16, 128, 1024, 8192, 65536, 262144))
 
+DECISIONS = (Shape(32768, 10), Shape(4096, 1000), Shape(2048, 8192))  # each class is one
 PAIRS = (Shape(32768, 10), Shape(8192, 257), Shape(2048, 4099), Shape(256, 50257))
 BATCHES = (Shape(1021, 1021, 64), Shape(4096, 4096, 256))  # contrastive: as many classes as rows
 LARGE_BATCH = Shape(16384, 16384, 512)  # a minute a round on a CPU: float32 only
@@ -122,6 +123,7 @@ SUITES = {
         Group("cross_entropy", LOGITS, modes=BOTH),
         Group("cross_entropy", (Shape(32, 10),), ("float32",), ("eager", "value_and_grad")),
         Group("cross_entropy", LOGITS_OVER_V, DTYPES, ("forward",)),
+        Group("binary_cross_entropy", DECISIONS, modes=BOTH),
     ),
     "llm": (
         Group("linear_cross_entropy", LINEAR),

@@ -1,5 +1,6 @@
 """Who is measured: the one table, by operation."""
 
+from .binary import BINARY_CROSS_ENTROPY
 from .contender import Contender as Contender
 from .linear import LINEAR_CROSS_ENTROPY
 from .logits import CROSS_ENTROPY
@@ -8,6 +9,7 @@ from .sharded import SHARDED_CROSS_ENTROPY, SHARDED_LINEAR_CROSS_ENTROPY
 
 CONTENDERS: dict[str, dict[str, Contender]] = {
     "cross_entropy": CROSS_ENTROPY,
+    "binary_cross_entropy": BINARY_CROSS_ENTROPY,
     "linear_cross_entropy": LINEAR_CROSS_ENTROPY,
     "soft_cross_entropy": SOFT_CROSS_ENTROPY,
     "kl_divergence": KL_DIVERGENCE,

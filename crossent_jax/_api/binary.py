@@ -5,6 +5,7 @@ Neither overflows nor cancels, and each derivative is a sigmoid, so every transf
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ from jaxtyping import Array, Float
 
 from .. import guards
 from .._jax.dtypes import statistics_dtype
-from .._jax.row_blocks import by_rows
-from .._jax.versions import joint_axes, varying_over
+from .._jax.row_blocks import by_rows, on_one_device
+from .._jax.versions import joint_axes, sums_exponentials_at_once, varying_over
 from .._row.logit_map import over, usable
 from .._row.losses import times
 from .._row.reduce import counted_weights, keep, reduce_rows, weighted_losses
@@ -118,8 +119,30 @@ def _reduced(reduction: str, z, y, valid, weights, options: _Options):
 
 @jax.custom_jvp
 def _sums(z, y, valid, weights, options: _Options) -> tuple[Array, Array]:
-    """The sums of the losses and of what counts in the mean. A sum of long expressions writes arrays to memory on a CPU, of
-    which XLA holds three (float32, (4096, 1000): 47 MiB; optax's loss 31); blocks of the first axis hold nothing."""
+    """The sums of the losses and of what counts in the mean."""
+    given = z, y, valid, weights, options
+    selects = valid is not None or weights is not None or options.focal_gamma is not None
+    if selects or not (sums_exponentials_at_once() and on_one_device(z)):
+        return _sums_in_blocks(*given)
+    return jax.lax.platform_dependent(*given, cpu=_sums_at_once, default=_sums_in_blocks)
+
+
+def _sums_at_once(*given) -> tuple[Array, Array]:
+    """XLA's CPU backend adds up an expression that has no select in one pass, and writes nothing. Where an infinity, which a
+    select would guard, got into the sum, it is done again with them: a loop of one turn or none, as in ``_row.plain``."""
+    z, y, _, _, options = given
+    dtype = statistics_dtype(z.dtype)
+    sums = jnp.sum(_elementwise(z.astype(dtype), y.astype(dtype), options, _unguarded)), jnp.asarray(z.size, dtype)
+
+    def again(carry):
+        return _sums_in_blocks(*given), jnp.zeros_like(carry[1])
+
+    return jax.lax.while_loop(lambda carry: carry[1], again, (sums, ~jnp.isfinite(sums[0])))[0]
+
+
+def _sums_in_blocks(z, y, valid, weights, options: _Options) -> tuple[Array, Array]:
+    """A sum of long expressions writes arrays to memory on a CPU, of which XLA holds three (float32, (4096, 1000): 47 MiB;
+    optax's loss 31); blocks of the first axis hold nothing."""
 
     def sums_of(options, elements, counted):
         z, y, valid, weights = elements
@@ -156,16 +179,31 @@ def _weighted(z, y, valid, weights, options: _Options) -> tuple[Array, Array]:
     return loss, counted_weights(valid, weights, None, loss)
 
 
-def _elementwise(z: Float[Array, "..."], y: Float[Array, "..."], options: _Options) -> Float[Array, "..."]:
+def _of_both_sides(z: Array, y: Array, pos_weight: Maybe) -> Array:
+    """``pos_weight y softplus(-z) + (1 - y) softplus(z)`` with one exponential and one logarithm: each softplus is
+    ``log1p(exp(-|z|))``, plus ``|z|`` where z is on the wrong side. The slope of ``|z|`` at 0 is that of the side that is
+    taken there, or the derivatives at 0 would be wrong."""
+    positive, negative, above = y if pos_weight is None else pos_weight * y, 1 - y, z > 0
+    magnitude = jnp.where(above, z, -z)
+    return times(jnp.where(above, negative, positive), magnitude) + (positive + negative) * jnp.log1p(jnp.exp(-magnitude))
+
+
+def _unguarded(z: Array, y: Array, pos_weight: Maybe) -> Array:
+    """:func:`_of_both_sides` without selects, for its value alone; not finite where that has 0 times infinity. No 0 and 1 as
+    in the gradient: XLA's CPU backend writes a number that both use as an array (jax 0.10)."""
+    twice, magnitude = y + y, jnp.abs(z)
+    negative, positive = 2 - twice, twice if pos_weight is None else pos_weight * twice
+    wrong = negative * (magnitude + z) + positive * (magnitude - z)
+    return 0.25 * wrong + 0.5 * (positive + negative) * jnp.log1p(jnp.exp(-magnitude))
+
+
+def _elementwise(z: Array, y: Array, options: _Options, of_both_sides: Callable = _of_both_sides) -> Float[Array, "..."]:
     """The formula of :func:`binary_cross_entropy`."""
     if options.temperature is not None:
         z = over(z, usable(options.temperature))
     if options.label_smoothing is not None:
         y = (1 - options.label_smoothing) * y + options.label_smoothing / 2
-    positive = times(y, jax.nn.softplus(-z))
-    if options.pos_weight is not None:
-        positive = _along_last(options.pos_weight, z.ndim) * positive
-    loss = positive + times(1 - y, jax.nn.softplus(z))
+    loss = of_both_sides(z, y, None if options.pos_weight is None else _along_last(options.pos_weight, z.ndim))
     if options.focal_gamma is not None:
         loss = times(_focal_factor(z, y, options.focal_gamma), loss)
     if options.focal_alpha is not None:

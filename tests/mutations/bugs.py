@@ -26,7 +26,23 @@ DIVERGENCES, LINEAR_DIVERGENCE = "tests/test_divergences.py", "tests/test_linear
 CONTRASTIVE = "tests/test_contrastive.py"
 DISTRIBUTIONS, ARRAYS = "tests/test_information_distributions.py", "tests/test_information_arrays.py"
 
+BINARY = "tests/test_binary.py"
+
 BUGS = (
+    Bug(
+        "a sum of yes/no decisions with 0 times infinity is left as it is",
+        "_api/binary.py",
+        "(sums, ~jnp.isfinite(sums[0]))",
+        "(sums, jnp.zeros((), bool))",
+        f"{BINARY}::test_sums_of_every_kind_of_decision[False]",
+    ),
+    Bug(
+        "yes/no decisions: a magnitude without a slope at 0",
+        "_api/binary.py",
+        "magnitude = jnp.where(above, z, -z)",
+        "magnitude = jnp.abs(z)",
+        f"{BINARY}::test_derivatives_at_zero",
+    ),
     Bug(
         "trap 1: one padded class of logit 0 in the sum (tokamax, levanter)",
         "_row/block.py",
