@@ -171,7 +171,9 @@ def floor() -> None:
 
 
 def newest() -> None:
-    suite(environment("newest", python_3_13(), "--editable", ".[test]"), *FEW)
+    """Without the tests that start processes: those of ``floor`` and of this Python show the commands."""
+    few = (*FEW, "-m", "not subprocess")  # of the first part: the second has a mark of its own
+    suite(environment("newest", python_3_13(), "--editable", ".[test]"), *few)
 
 
 def check_that_nothing_moves(python: Path) -> None:
