@@ -79,7 +79,7 @@ def missing_compiler(chip: str) -> str | None:
     return None if importlib.util.find_spec(package) else package
 
 
-def _devices(chip: str):
+def devices(chip: str):
     if chip == "cpu":
         return jax.devices("cpu")
     if chip in GPUS:
@@ -90,7 +90,7 @@ def _devices(chip: str):
 
 def compile_for(chip: str, function, *shapes_and_dtypes):
     """``function`` compiled for one ``chip``, or for "cpu", from ``(shape, dtype)`` pairs."""
-    mesh = jax.sharding.Mesh(np.array(_devices(chip)[:1]), ("chip",))
+    mesh = jax.sharding.Mesh(np.array(devices(chip)[:1]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes_and_dtypes]
     return jax.jit(function).lower(*arguments).compile()

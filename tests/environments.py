@@ -12,7 +12,7 @@
 | notebooks | every notebook runs in FAST mode, on this Python and, with jax 0.7.2, on Python 3.13 |
 | docs | the documentation builds without a warning and loads nothing from another host; its examples run |
 | benchmarks | the smoke suite: ratios to the naive formula, and the compiler's figures, beside the committed ones |
-| aot | tests/test_aot.py, with the compilers of TPUs and of an H100; cycles on TPUs beside the committed ones |
+| aot | test_aot.py and test_pallas_tpu.py with the compilers of TPUs and an H100; cycles on TPUs beside the committed ones |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
 | newest | the suite on Python 3.13 with the newest packages |
 
@@ -152,7 +152,7 @@ def aot() -> None:
         python, "--no-deps", f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}"
     )  # without NVIDIA's libraries
     without_cache = ("-p", "no:cacheprovider")  # a compiler without its device cannot read a program back
-    run(python, *SUITE, *without_cache, "tests/test_aot.py")
+    run(python, *SUITE, *without_cache, "tests/test_aot.py", "tests/test_pallas_tpu.py")
     for operation, features, committed in (
         ("linear_cross_entropy", 2048, "aot.jsonl"),
         ("linear_kl_divergence", 1024, "aot-divergence.jsonl"),

@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import crossent_jax
-from crossent_jax.backends import BACKENDS
 
 from . import grid
 
@@ -60,7 +59,7 @@ def of(kind, logits, weights, mask, targets, axis_name, options, temperature, im
 @pytest.mark.parametrize("check_vma", [True, False], ids=["vma", "no vma"])
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("implementation", grid.BACKENDS)
 def test_value_and_gradients_outside_shard_map(implementation, case, kind, check_vma):
     specs = (P(None, "model"), P("model"), P("model"), P(None, "model"))
 
@@ -79,7 +78,7 @@ def test_value_and_gradients_outside_shard_map(implementation, case, kind, check
         np.testing.assert_allclose(got, right, rtol=0, atol=4e-7 * max(1, np.abs(right).max()))
 
 
-@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("implementation", grid.BACKENDS)
 def test_gradient_inside_shard_map_and_of_a_replicated_temperature(implementation):
     def gradient(logits, temperature):
         def loss(z, t):

@@ -20,6 +20,10 @@ def ours(logits, labels):
     return crossent_jax.cross_entropy(logits, labels)
 
 
+def ours_kernel(logits, labels):
+    return crossent_jax.cross_entropy(logits, labels, implementation="pallas_tpu")
+
+
 def ours_reference(logits, labels):
     return crossent_jax.cross_entropy(logits, labels, implementation="reference")
 
@@ -92,6 +96,7 @@ FORMULAS = {
 }
 CROSS_ENTROPY = {
     "ours": formula("crossent_jax.cross_entropy", ours, modes=ALL_MODES),
+    "ours-kernel": formula("the same, implementation='pallas_tpu'", ours_kernel, platforms=("tpu",), ranked=False),
     "ours-reference": formula("the same, implementation='reference'", ours_reference),
     **FORMULAS,
     "torch": of_torch("torch.nn.functional.cross_entropy", torch_loss),

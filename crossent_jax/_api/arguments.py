@@ -24,7 +24,7 @@ from .dispatch import select
 def check_rows(function: str, logits, *, axis, implementation, axis_name, **options) -> tuple[Spec, Rows]:
     """Guard every array of a call on logits, choose the backend, and run the value guards if they are on."""
     z, axis = checks.logits(logits, axis)
-    problem = Problem(function, f"{z.dtype}{list(z.shape)} logits", checks.axis_name(axis_name))
+    problem = Problem(function, f"{z.dtype}{list(z.shape)} logits", checks.axis_name(axis_name), z, axis)
     spec = Spec(select(problem, implementation).name, axis, None, None, problem.axis_name)
     return _checked(spec, z, z, **options)
 

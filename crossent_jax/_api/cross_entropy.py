@@ -54,7 +54,8 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, **options: Unpack[CrossE
             the numerator; "none" the weighted losses; "loss_sum" numerator and denominator as a :class:`LossSum`.
         axis_name: inside ``jax.shard_map``, the mesh axis over which the classes are split (each device holds a
             consecutive block of logits, ``class_weights`` and ``class_mask``; labels are global ids).
-        implementation: None chooses; ``explain`` says what and why. "reference" also has forward mode.
+        implementation: None chooses; ``explain`` says what and why. "reference" also has forward mode; "pallas_tpu" has
+            kernels of a TPU for given logits.
 
     Scalar options take a Python number or a scalar array: arrays are traced, so a schedule compiles once. Without x64 JAX
     has 32-bit integers: 64-bit labels of NumPy beyond them are classes out of range, and a traced caller's are cut by JAX

@@ -25,7 +25,7 @@ class Decision(NamedTuple):
     scheme: str | None = None
 
     def __str__(self) -> str:
-        function, arrays, axis_name = self.problem
+        function, arrays, axis_name = self.problem[:3]
         mesh = f", classes sharded over mesh axis {axis_name!r}" if axis_name else ""
         lines = [f"{function} on {arrays}{mesh}: {self.backend}"]
         lines += [f"  scheme: {self.scheme}"] if self.scheme else []

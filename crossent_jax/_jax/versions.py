@@ -121,6 +121,13 @@ def varying_over(axes: frozenset[str], tree):
     return jax.tree.map(lambda leaf: to_varying(leaf, axes), tree)
 
 
+def shape_varying_like(shape: tuple[int, ...], dtype, other):
+    """The type of an array that varies over the mesh axes over which ``other`` does."""
+    manual = getattr(jax.typeof(other), "manual_axis_type", None)
+    varying: dict[str, Any] = {"vma": varying_axes(other)} if manual is None else {"manual_axis_type": manual}
+    return jax.ShapeDtypeStruct(shape, dtype, **varying)
+
+
 def is_local() -> bool:
     """Whether this is traced where all arrays are one device's own: inside ``jax.shard_map`` over every axis of the mesh."""
     types = jax.sharding.get_abstract_mesh().axis_types

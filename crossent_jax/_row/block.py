@@ -121,6 +121,12 @@ def block_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
     )
 
 
+def gradient_of_logits(wanted: Wanted, operands: Operands, state: State, g: State) -> Array:
+    """The first of :func:`block_gradient`, in the dtype of the statistics."""
+    _, dropped, du = _backward(wanted, operands, state, g)
+    return _through_map(wanted, operands, dropped, du)
+
+
 def marked_exponentials(wanted: Wanted, operands: Operands, state: State) -> Array:
     """All that :func:`gradient_of_exponentials` reads of a class: e_j, 0 where masked, and -1 at the label. (A TPU v6e forms
     the gradient inside a product: with the sign in 1.39 M model cycles, with a comparison of indices in 1.74.)"""

@@ -26,9 +26,30 @@ DIVERGENCES, LINEAR_DIVERGENCE = "tests/test_divergences.py", "tests/test_linear
 CONTRASTIVE = "tests/test_contrastive.py"
 DISTRIBUTIONS, ARRAYS = "tests/test_information_distributions.py", "tests/test_information_arrays.py"
 
-BINARY = "tests/test_binary.py"
+BINARY, KERNELS = "tests/test_binary.py", "tests/test_pallas_tpu.py"
 
 BUGS = (
+    Bug(
+        "a TPU kernel counts what is beyond the last class",
+        "backends/tpu_kernels.py",
+        "logits=_before(left, logits, -jnp.inf),",
+        "logits=logits,",
+        f"{KERNELS}::test_kernels_compute_what_they_trace[plain-float32]",
+    ),
+    Bug(
+        "a TPU kernel says where in its block the largest logit is",
+        "backends/tpu_kernels.py",
+        "new.argmax + _start(call)",
+        "new.argmax",
+        f"{KERNELS}::test_kernels_compute_what_they_trace[every option-float32]",
+    ),
+    Bug(
+        "blocks of classes of a TPU kernel in any order",
+        "backends/tpu_kernels.py",
+        'dimension_semantics=("parallel", "arbitrary")',
+        'dimension_semantics=("parallel", "parallel")',
+        f"{KERNELS}::test_no_race",
+    ),
     Bug(
         "a sum of yes/no decisions with 0 times infinity is left as it is",
         "_api/binary.py",
