@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .versions import in_a_tpu_kernel
+
 
 def read_again(function: Callable, value: Any, given: Any, tpu: bool = False) -> tuple[Any, Any]:
     """``(value, given)``, the value being ``function(given)``; on a GPU (``tpu``: or a TPU) made again from ``given``, which
@@ -48,4 +50,5 @@ def on_a_gpu(function: Callable, x: Any) -> Any:
 
 def _by_platform(of_gpu: Callable, of_others: Callable, *arguments: Any, tpu: bool = False) -> Any:
     of_tpu = of_gpu if tpu else of_others
-    return jax.lax.platform_dependent(*arguments, cuda=of_gpu, rocm=of_gpu, tpu=of_tpu, default=of_others)
+    kernels = in_a_tpu_kernel(of_others)
+    return jax.lax.platform_dependent(*arguments, cuda=of_gpu, rocm=of_gpu, tpu=of_tpu, **kernels, default=of_others)

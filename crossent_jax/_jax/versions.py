@@ -13,6 +13,12 @@ def sums_exponentials_at_once() -> bool:
     return jax.__version_info__ >= (0, 10)
 
 
+def in_a_tpu_kernel(function: Any) -> dict[str, Any]:
+    """For ``jax.lax.platform_dependent``: the name under which Pallas lowers a TPU's kernel. Before jax 0.9.1 it stops at a
+    ``default`` (findings/platform_dependent_in_a_tpu_kernel.sh)."""
+    return {"mosaic": function}
+
+
 def varying_axes(x) -> frozenset[str]:
     """Names of the mesh axes over which ``x`` varies inside ``jax.shard_map``; empty elsewhere."""
     aval = jax.typeof(x)

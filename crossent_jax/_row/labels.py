@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Integer
 
-from .._jax.versions import is_split
+from .._jax.versions import in_a_tpu_kernel, is_split
 
 NOT_HERE = -1
 
@@ -44,7 +44,8 @@ def label_value(values: Array, index: Int[Array, "..."], axis: int) -> Array:
     by_gather, by_compare = partial(_gather, axis=axis), partial(_compare, axis=axis)
     if is_split(values, axis):
         return by_compare(values, index)
-    return jax.lax.platform_dependent(values, index, cpu=by_gather, cuda=by_gather, rocm=by_gather, default=by_compare)
+    gathers: dict[str, Any] = dict.fromkeys(("cpu", "cuda", "rocm"), by_gather)
+    return jax.lax.platform_dependent(values, index, **gathers, **in_a_tpu_kernel(by_compare), default=by_compare)
 
 
 @label_value.defjvp
