@@ -1,7 +1,7 @@
 """How much of the logits a TPU kernel takes at a time, and for which TPU.
 
-Blocks of few rows and many classes: joining the state of a row to a block's costs as much as hundreds of classes. Thousands
-of cycles of the state of (4096, 32768) bfloat16 logits (static profile of libtpu 0.0.42.1, jax 0.10.2; XLA's passes read
+Blocks of few rows and many classes: the fewer blocks a row has, the less often its state is joined to theirs. Thousands of
+cycles of the state of (4096, 32768) bfloat16 logits (static profile of libtpu 0.0.42.1, jax 0.10.2; XLA's passes read
 the logits twice, and three times with every option):
 
 | rows x classes | v5e | v6e | v5e, every option |
