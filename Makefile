@@ -37,7 +37,7 @@ check: $(VENV)/lint
 	CROSSENT_JAX_COMPILE=quick $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --cases 1 -m "not subprocess"
 
 test-all: $(VENV)/installed
-	$(RUN) -m tests.environments cases lint mutations peers frameworks notebooks docs benchmarks aot floor newest
+	$(RUN) -m tests.environments cases lint mutations peers frameworks notebooks docs benchmarks aot colab floor newest
 
 lint: $(VENV)/installed
 	$(RUN) -m tests.environments lint

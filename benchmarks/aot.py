@@ -113,6 +113,7 @@ COLUMNS = (
     ("temp MiB", "temp_bytes", 2**-20),
     ("products", "dots", 1),
 )
+FORMATS = {1e-6: ".4g", 2**-20: ",.1f", 1: "d"}
 
 
 def show(console, chip: str, case: Case, rows: list[dict]) -> None:
@@ -121,7 +122,7 @@ def show(console, chip: str, case: Case, rows: list[dict]) -> None:
         drawn.add_column(title, justify="right" if title else "left")
     for row in rows:
         if row["status"] == "ok":
-            drawn.add_row(row["impl"], *(table.number(row.get(key), ",.1f" if s != 1 else "d", s) for _, key, s in COLUMNS))
+            drawn.add_row(row["impl"], *(table.number(row.get(key), FORMATS[scale], scale) for _, key, scale in COLUMNS))
     console.print(drawn)
     for row in rows:
         why = row.get("reason") or (row["profiler"] if row.get("profiler") not in (None, "complete") else None)

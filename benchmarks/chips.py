@@ -93,4 +93,5 @@ def compile_for(chip: str, function, *shapes_and_dtypes):
     mesh = jax.sharding.Mesh(np.array(devices(chip)[:1]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes_and_dtypes]
-    return jax.jit(function).lower(*arguments).compile()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # a TPU's kernels ask it which chip they are for
+        return jax.jit(function).lower(*arguments).compile()

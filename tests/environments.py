@@ -1,6 +1,6 @@
 """Legs of the test run beyond ``make test``, in environments built from the project's files.
 
-    python -m tests.environments cases lint mutations peers frameworks notebooks docs benchmarks aot floor newest
+    python -m tests.environments cases lint mutations peers frameworks notebooks docs benchmarks aot colab floor newest
 
 | leg | what |
 |---|---|
@@ -13,6 +13,7 @@
 | docs | the documentation builds without a warning and loads nothing from another host; its examples run |
 | benchmarks | the smoke suite: ratios to the naive formula, and the compiler's figures, beside the committed ones |
 | aot | test_aot.py and test_pallas_tpu.py with the compilers of TPUs and an H100; cycles on TPUs beside the committed ones |
+| colab | test_pallas_tpu.py with Colab's TPU compiler, for a v5e |
 | floor | the suite on Python 3.13 with the oldest supported packages, those of Colab's TPU runtime |
 | newest | the suite on Python 3.13 with the newest packages |
 
@@ -164,6 +165,14 @@ def aot() -> None:
             run(python, "-m", "benchmarks", "compare", ROOT / "benchmarks/results" / committed, path, "--ratios", "--common")
 
 
+def colab() -> None:
+    """jax 0.7.2 with the libtpu of Colab's TPU runtime. ``tests/test_aot.py -k v5e`` passes so too, in 2 minutes."""
+    python = environment("colab", python_3_13(), *FLOOR, "libtpu==0.0.21.1")
+    install(python, *FLOOR, "--editable", ".[test]")
+    chosen = ("tests/test_pallas_tpu.py", "-k", "v5e or four_chips or kernel_each")
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.colab", *chosen)
+
+
 def floor() -> None:
     """Without AVX-512: on some CPUs that have it, jaxlib 0.7.2 computes a wrong loss for a compiled training step of the
     demo, with the naive formula too (seen: 2.76 nats where jax 0.12, and 0.7.2 with AVX2, give 2.31)."""
@@ -202,7 +211,8 @@ def check_that_nothing_is_remote(site: Path) -> None:
 
 
 LEGS = {
-    leg.__name__: leg for leg in (cases, lint, mutations, peers, frameworks, notebooks, docs, benchmarks, aot, floor, newest)
+    leg.__name__: leg
+    for leg in (cases, lint, mutations, peers, frameworks, notebooks, docs, benchmarks, aot, colab, floor, newest)
 }
 
 

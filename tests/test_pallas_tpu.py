@@ -142,12 +142,29 @@ def test_what_the_kernels_refuse(case, one_device):
     assert words in reasons["pallas_tpu"]
 
 
+def test_64_bit_types_are_refused(one_device):
+    with oracle.x64(), pytest.raises(ValueError, match="jax_enable_x64"):
+        crossent_jax.cross_entropy(jnp.zeros((256, 10), jnp.float32), jnp.zeros(256, jnp.int32), implementation="pallas_tpu")
+
+
 def test_several_devices_and_products_are_refused():
     z, labels = jnp.zeros((256, 10)), jnp.zeros(256, jnp.int32)
     with pytest.raises(ValueError, match=r"inside jax\.shard_map"):
         crossent_jax.cross_entropy(z, labels, implementation="pallas_tpu")
     with pytest.raises(ValueError, match="given logits"):
         crossent_jax.linear_cross_entropy(z, jnp.zeros((10, 7)), labels, implementation="pallas_tpu")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_soft_targets_reach_a_kernel_in_a_dtype_that_it_reads(dtype, one_device):
+    """bfloat16 as they are, others in float32."""
+    z, targets = jax.ShapeDtypeStruct((ROWS, CLASSES), jnp.float32), jax.ShapeDtypeStruct((ROWS, CLASSES), dtype)
+    loss = partial(crossent_jax.soft_cross_entropy, implementation="pallas_tpu")
+    text = jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=["tpu"])(z, targets).mlir_module()
+    kernels = [line for line in text.splitlines() if "@tpu_custom_call" in line]
+    types = [line.rsplit(" : (", 1)[1] for line in kernels]
+    assert len(types) == 2 and not any("xf16" in line for line in types)
+    assert all(("xbf16" in line) == (dtype == "bfloat16") for line in types)
 
 
 @pytest.mark.parametrize(("platform", "kernels"), [("tpu", 2), ("cpu", 0)])
@@ -183,10 +200,10 @@ def test_every_generation_compiles_them(chip, options, dtype, one_device):
     loss = lambda z, y: crossent_jax.cross_entropy(z, y, implementation="pallas_tpu", **OPTIONS[options])  # noqa: E731
     given = jax.ShapeDtypeStruct((n, v), dtype, sharding=by_rows), jax.ShapeDtypeStruct((n,), jnp.int32, sharding=sharding)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        program = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding, by_rows)).lower(*given).compile()
-    text = program.as_text()
-    assert text.count('custom_call_target="tpu_custom_call"') == 2
-    assert "crossent_state" in text and "crossent_gradient" in text
+        lowered = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding, by_rows)).lower(*given)
+        program = lowered.compile()
+    assert "crossent_state" in lowered.as_text() and "crossent_gradient" in lowered.as_text()
+    assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
     assert program.memory_analysis().temp_size_in_bytes <= 64 * n + 4 * 2**20
 
 

@@ -30,6 +30,8 @@ def refusal(problem: Problem) -> str | None:
         return "its kernels take given logits and their labels or soft targets"
     if str(z.dtype) not in ROWS_OF_A_TILE:
         return f"a TPU's kernels compute float32 and bfloat16 logits, not {z.dtype}"
+    if jax.config.jax_enable_x64:
+        return "with jax_enable_x64 a kernel's constants have 64 bits, which a TPU's vectors have not"
     if problem.axis != -1:
         return "its kernels want the classes on the last axis"
     if not is_known(z.size) or z.size == 0 or z.shape[-1] > MOST_CLASSES:

@@ -108,11 +108,16 @@ def _given(operands: Operands, of_rows: Any) -> _Given:
     return _Given(
         of_rows=_packed([x.reshape(-1) for x in of_rows]) if of_rows else None,
         logits=operands.logits.reshape(-1, v),
-        target=operands.target.reshape(-1, v) if soft else None,
+        target=_readable(operands.target.reshape(-1, v)) if soft else None,
         class_mask=None if mask is None else mask.reshape(-1, v).astype(jnp.int8 if mask.ndim > 1 else jnp.int32),
         prior=None if operands.prior is None else operands.prior.reshape(1, v),
         temperature=None if operands.temperature is None else operands.temperature.reshape(1, 1),
     )
+
+
+def _readable(x: Array) -> Array:
+    """In a dtype of a TPU's vectors, of which float16 is none."""
+    return x if x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
 
 
 def _of_logits(blocks: Blocks) -> pl.BlockSpec:
