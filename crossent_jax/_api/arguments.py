@@ -8,9 +8,9 @@ from jaxtyping import Array
 
 from .. import guards
 from .._dense.shards import total_classes
-from .._jax.versions import whole_along
 from .._linear.describe import describe
 from .._linear.projection import Projection
+from .._linear.shift import Shift, to_hidden, to_labels, with_label
 from .._linear.spec import LinearSpec, Rows, Spec
 from .._row.block import is_soft
 from .._row.labels import class_index
@@ -40,6 +40,7 @@ def check_linear_rows(
     memory_budget,
     logits_dtype,
     shift=0,
+    sequence_axis_name=None,
     segment_ids=None,
     reduction="none",
     implementation,
@@ -53,7 +54,9 @@ def check_linear_rows(
     vocab_axis = checks.head_vocab_axis(head_vocab_axis)
     projection = Projection(*checks.projection(hidden, head, bias, vocab_axis))
     limits = checks.limits(chunk_rows, memory_budget)
-    linear = LinearSpec(vocab_axis, limits, checks.logits_dtype(logits_dtype), checks.shift(shift))
+    linear = LinearSpec(
+        vocab_axis, limits, checks.logits_dtype(logits_dtype), checks.shift(shift, sequence_axis_name, axis_name)
+    )
     z = jax.ShapeDtypeStruct((*projection.hidden.shape[:-1], projection.head.shape[vocab_axis]), projection.hidden.dtype)
     described = ", ".join(
         f"{x.dtype}{list(x.shape)} {name}" for name, x in (("hidden", projection.hidden), ("head", projection.head))
@@ -63,35 +66,29 @@ def check_linear_rows(
     spec = Spec(backend.name, -1, None, None, problem.axis_name, linear)
     if labels is not None:
         checks.ignore_index(options.get("ignore_index"), labels)
-        labels, where, row_weights = _of_hidden(linear.shift, z, labels, where, row_weights, segment_ids)
+        labels, where, row_weights = _of_hidden(linear.shift, projection.hidden, z, labels, where, row_weights, segment_ids)
     return _checked(spec, projection, z, labels=labels, where=where, row_weights=row_weights, **options)
 
 
-def _of_hidden(shift: int, z, labels, where, row_weights, segment_ids):
+def _of_hidden(shift: Shift, hidden: Array, z, labels, where, row_weights, segment_ids):
     """Labels and what belongs to them, moved to the hidden state that predicts them: the one ``shift`` places before."""
     shape = z.shape[:-1]
     labels, where = checks.labels(labels, z, -1), checks.where(where, shape, z.shape)
     row_weights, segment_ids = checks.row_weights(row_weights, shape), checks.segment_ids(segment_ids, shape)
-    if shift == 0:
+    if shift.places == 0:
         if segment_ids is not None:
             raise ValueError(
                 "segment_ids keeps a hidden state from predicting a label of another segment, shift places later; got "
                 "segment_ids with shift=0. Pass shift=1, or mask rows with where."
             )
         return labels, where, row_weights
-    if not shape:
-        raise ValueError(f"shift={shift} needs a sequence axis, the last batch axis of hidden; hidden has no batch axis.")
-    kept = jnp.broadcast_to(jnp.arange(shape[-1]) < shape[-1] - shift, shape)
+    checks.sequence(shift, hidden, labels)
+    kept = jnp.broadcast_to(with_label(shift, shape[-1]), shape)
     if where is not None:
-        kept = kept & moved(where, -shift)
+        kept = kept & to_hidden(shift, where)
     if segment_ids is not None:
-        kept = kept & (segment_ids == moved(segment_ids, -shift))
-    return moved(labels, -shift), kept, None if row_weights is None else moved(row_weights, -shift)
-
-
-def moved(x: Array, shift: int, axis: int = -1) -> Array:
-    """``x`` with the entries along ``axis`` ``shift`` places later, around the end."""
-    return jnp.roll(whole_along(x, axis), shift, axis)
+        kept = kept & (segment_ids == to_hidden(shift, segment_ids))
+    return to_hidden(shift, labels), kept, None if row_weights is None else to_hidden(shift, row_weights)
 
 
 def _checked(
@@ -160,8 +157,8 @@ def _check_values(spec: Spec, rows: Rows, z) -> None:
 def _check_labels(spec: Spec, labels: Array, valid, classes: int) -> None:
     known = class_index(labels, classes) >= 0
     known = known if valid is None else known | ~valid
-    if spec.linear is not None and spec.linear.shift:  # report the places that the caller knows
-        labels, known = moved(labels, spec.linear.shift), moved(known, spec.linear.shift)
+    if spec.linear is not None and spec.linear.shift.places:  # report the places that the caller knows
+        labels, known = to_labels(spec.linear.shift, labels), to_labels(spec.linear.shift, known)
     guards.require("labels", labels, known, f"a class id in [0, {classes})")
 
 

@@ -7,10 +7,11 @@ from typing import Any, Unpack
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._linear.shift import to_hidden
 from .._row.state import RowStats
 from .._row.user_loss import UserLoss, trace
 from . import checks
-from .arguments import check_linear_rows, check_terms, moved, taken_terms
+from .arguments import check_linear_rows, check_terms, taken_terms
 from .label_losses import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss, user_loss_of_rows
 from .options import LinearCrossEntropy, LinearLoss, LinearSoftCrossEntropy, LinearStatistics, completed, takes
 
@@ -45,6 +46,8 @@ def linear_cross_entropy(
         shift: static; the label of a hidden state stands ``shift`` places later on the last batch axis. ``shift=1`` with
             ``labels=tokens`` predicts the next token. Labels without such a state are ignored. What belongs to labels
             (``where``, ``row_weights``, ``segment_ids``, and the result for "none") is indexed like them.
+        sequence_axis_name: inside ``jax.shard_map``, with ``shift``: the mesh axis over which the last batch axis is split.
+            A device's last states then predict the first labels of the next one; without it these are ignored.
         segment_ids: integer ``(...)``, with ``shift``: a label in another segment than its hidden state is ignored.
         where, row_weights, ...: as in :func:`cross_entropy`. An ignored row has an exactly zero gradient and adds exactly
             nothing to the head's, even if its hidden state is NaN; in large problems on one device, or inside a fully manual
@@ -61,7 +64,8 @@ def linear_cross_entropy(
     Raises:
         TypeError, ValueError: as :func:`cross_entropy`; for shapes of hidden, head, bias and labels that do not fit (a head
             that looks transposed is named), ``chunk_rows`` below 1, a ``memory_budget`` that a chunk of one row does not fit
-            into (it says by how much), ``segment_ids`` without ``shift``.
+            into (it says by how much), ``segment_ids`` or ``sequence_axis_name`` without ``shift``, a sequence that is not
+            split.
 
     Example:
         >>> import jax.numpy as jnp, crossent_jax
@@ -192,9 +196,9 @@ def linear_loss(
     """
     given = completed(linear_loss, options)
     spec, rows = check_linear_rows("linear_loss", hidden, head, labels=labels, **given)
-    batch, shift = rows.target.shape, given["shift"]
+    batch, shift = rows.target.shape, checks.shift(given["shift"], given["sequence_axis_name"], spec.axis_name)
     row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
-    row_args = tuple(moved(x, -shift, len(batch) - 1) if shift else x for x in row_args)
+    row_args = tuple(to_hidden(shift, x, len(batch) - 1) if shift.places else x for x in row_args)
     traced = trace(loss_fn, row_args, len(batch), rows.dtype)
     run = user_loss_of_rows if traced.shareable else user_loss
     reduction = checks.reduction(given["reduction"])

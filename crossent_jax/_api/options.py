@@ -43,6 +43,7 @@ class Shift(TypedDict, total=False):
     """Which label belongs to a hidden state."""
 
     shift: Annotated[int, 0]
+    sequence_axis_name: Annotated[str | None, None]
     segment_ids: Annotated[ArrayLike | None, None]
 
 

@@ -13,6 +13,7 @@ from .._jax.dtypes import statistics_dtype
 from .._jax.versions import is_concrete
 from .._linear.describe import describe
 from .._linear.projection import Projection
+from .._linear.shift import Shift
 from .._linear.spec import LinearSpec
 from .._pairs.kinds import KINDS, ORDERED, Kind, of_order, of_user
 from .._pairs.loss import PairRows, PairSpec, TopK
@@ -79,7 +80,7 @@ def linear_divergence_of(
     vocab_axis = checks.head_vocab_axis(head_vocab_axis)
     teacher_axis = vocab_axis if teacher_head_vocab_axis is None else checks.head_vocab_axis(teacher_head_vocab_axis)
     student = Projection(*checks.projection(hidden, head, bias, vocab_axis))
-    linear = LinearSpec(vocab_axis, checks.limits(chunk_rows, memory_budget), checks.logits_dtype(logits_dtype), 0)
+    linear = LinearSpec(vocab_axis, checks.limits(chunk_rows, memory_budget), checks.logits_dtype(logits_dtype), Shift())
     classes = student.head.shape[vocab_axis]
     z = jax.ShapeDtypeStruct((*student.hidden.shape[:-1], classes), student.hidden.dtype)
     _one_teacher(teacher_logits, teacher_hidden, teacher_head, teacher_top_k, teacher_bias)

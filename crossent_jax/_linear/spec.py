@@ -9,16 +9,17 @@ from .._jax.dtypes import statistics_dtype
 from .._row.state import Maybe
 from .cuts import Limits
 from .projection import Projection, product_dtype
+from .shift import Shift
 
 
 class LinearSpec(NamedTuple):
     """What is static about a projection: the head's vocabulary axis, what limits a chunk, the dtype of a chunk's logits
-    (None: as accumulated), and how many places before its label a hidden state stands."""
+    (None: as accumulated), and where the label of a hidden state stands."""
 
     vocab_axis: int
     limits: Limits
     logits_dtype: str | None
-    shift: int
+    shift: Shift
 
 
 class Spec(NamedTuple):

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._jax.pieces import is_known
 from .._jax.row_blocks import on_one_device
@@ -30,7 +31,7 @@ def refusal(problem: Problem) -> str | None:
         return "its kernels take given logits and their labels or soft targets"
     if str(z.dtype) not in ROWS_OF_A_TILE:
         return f"a TPU's kernels compute float32 and bfloat16 logits, not {z.dtype}"
-    if jax.config.jax_enable_x64:
+    if jnp.result_type(float) == jnp.float64:
         return "with jax_enable_x64 a kernel's constants have 64 bits, which a TPU's vectors have not"
     if problem.axis != -1:
         return "its kernels want the classes on the last axis"

@@ -35,6 +35,7 @@ from .linear_calls import logits_dtype as logits_dtype
 from .linear_calls import projection as projection
 from .linear_calls import row_arg as row_arg
 from .linear_calls import segment_ids as segment_ids
+from .linear_calls import sequence as sequence
 from .linear_calls import shift as shift
 from .pair_calls import order as order
 from .pair_calls import teacher_logits as teacher_logits

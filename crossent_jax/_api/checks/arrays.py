@@ -163,12 +163,17 @@ def reduction(value) -> str:
 
 
 def axis_name(value) -> str | None:
-    """The name of one mesh axis."""
+    """The name of the mesh axis that splits the classes."""
+    return mesh_axis("axis_name", value, "splits the classes")
+
+
+def mesh_axis(name: str, value, does: str) -> str | None:
+    """The name of one mesh axis. ``name``: of the argument."""
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"axis_name must be None or the name of the mesh axis that splits the classes; got {value!r}.")
+        raise TypeError(f"{name} must be None or the name of the mesh axis that {does}; got {value!r}.")
     if value is not None and not is_bound(value):
         raise ValueError(
-            f"axis_name={value!r} is no mesh axis here: call the loss inside jax.shard_map over a mesh that has this axis, "
+            f"{name}={value!r} is no mesh axis here: call the loss inside jax.shard_map over a mesh that has this axis, "
             f"or jax.vmap with axis_name={value!r}."
         )
     return value

@@ -5,8 +5,10 @@ import numbers
 import jax
 import jax.numpy as jnp
 
+from ..._jax.versions import varying_axes
 from ..._linear.cuts import Limits
-from .arrays import array, described, floating, renumbered, same_shape
+from ..._linear.shift import Shift
+from .arrays import array, described, floating, mesh_axis, renumbered, same_shape
 from .label_calls import LARGEST_CLASS_COUNT
 
 
@@ -91,13 +93,42 @@ def logits_dtype(value) -> str | None:
     return str(dtype)
 
 
-def shift(value) -> int:
-    """A static integer, not negative."""
+def shift(value, sequence_axis_name=None, axis_name: str | None = None) -> Shift:
+    """A static integer, not negative, and where it is not 0 the mesh axis that splits the sequence."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"shift is static: pass a Python integer; got {value!r}.")
     if value < 0:
         raise ValueError(f"shift must be at least 0 (1: each hidden state predicts the next token); got {value}.")
-    return int(value)
+    sequence = mesh_axis("sequence_axis_name", sequence_axis_name, "splits the sequence")
+    if sequence is not None and value == 0:
+        raise ValueError(
+            f"sequence_axis_name={sequence!r} says where labels come from with shift; got shift=0: leave it out."
+        )
+    if sequence is not None and sequence == axis_name:
+        raise ValueError(f"one mesh axis splits the sequence and another the classes; got {sequence!r} for both.")
+    return Shift(int(value), sequence)
+
+
+def sequence(shift: Shift, hidden: jax.Array, labels: jax.Array) -> None:
+    """Hidden states must have a last batch axis for ``shift``, split as it says."""
+    if hidden.ndim < 2:
+        raise ValueError(
+            f"shift={shift.places} needs a sequence axis, the last batch axis of hidden; hidden has no batch axis."
+        )
+    if shift.axis_name is None:
+        return
+    if shift.places > hidden.shape[-2]:
+        raise ValueError(
+            f"shift={shift.places} must be at most the places of a device, {hidden.shape[-2]}: labels come from the next "
+            f"device of {shift.axis_name!r} alone. Split the sequence over fewer devices."
+        )
+    if shift.axis_name in varying_axes(jax.lax.axis_index(shift.axis_name)):  # else jax.shard_map does not tell
+        for name, x in (("hidden", hidden), ("labels", labels)):
+            if shift.axis_name not in varying_axes(x):
+                raise ValueError(
+                    f"{name} must be split over sequence_axis_name={shift.axis_name!r} on the last batch axis; got the same "
+                    "on all its devices. Name the axis in the in_specs of jax.shard_map, or leave sequence_axis_name out."
+                )
 
 
 def segment_ids(value, shape) -> jax.Array | None:
