@@ -96,6 +96,32 @@ def test_gradient_inside_shard_map_and_of_a_replicated_temperature(implementatio
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+OF_WHOLE = {
+    "logits of labels": ("logits", lambda z, x: crossent_jax.cross_entropy(z, LABELS, axis_name="model")),
+    "logits of targets": ("logits", lambda z, x: crossent_jax.soft_cross_entropy(z, TARGETS, axis_name="model")),
+    "statistics": ("logits", lambda z, x: crossent_jax.row_stats(z, LABELS, axis_name="model").nll.sum()),
+    "a divergence": ("logits", lambda z, x: crossent_jax.kl_divergence(z, z, axis_name="model")),
+    "a head": ("head", lambda z, x: crossent_jax.linear_cross_entropy(x, x.T, LABELS, axis_name="model")),
+    "heads": (
+        "head",
+        lambda z, x: crossent_jax.linear_divergence(x, x.T, teacher_hidden=x, teacher_head=x.T, axis_name="model"),
+    ),
+    "pairs": ("queries", lambda z, x: crossent_jax.info_nce(x, x, temperature=1.0, axis_name="model")),
+}
+
+
+@pytest.mark.parametrize("case", OF_WHOLE)
+def test_the_same_on_every_device_is_refused(case):
+    """Each class would count eight times. On one device of the axis it is right."""
+    name, loss = OF_WHOLE[case]
+    everything = (LOGITS, LOGITS[:, :5])
+    split = jax.shard_map(loss, mesh=mesh(), in_specs=P(), out_specs=P())
+    with pytest.raises(ValueError, match=f"{name} must be split over axis_name='model'"):
+        jax.eval_shape(split, *everything)
+    one = jax.make_mesh((1, SHARDS), ("model", "data"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    jax.eval_shape(jax.shard_map(loss, mesh=one, in_specs=P(), out_specs=P()), *everything)
+
+
 def test_statistics_and_bad_labels_across_shards():
     """Trap 3: a label of another shard is no label here, and one of no shard at all is NaN."""
     labels = LABELS.at[0].set(CLASSES).at[1].set(-1)

@@ -25,6 +25,7 @@ def check_rows(function: str, logits, *, axis, implementation, axis_name, **opti
     """Guard every array of a call on logits, choose the backend, and run the value guards if they are on."""
     z, axis = checks.logits(logits, axis)
     problem = Problem(function, f"{z.dtype}{list(z.shape)} logits", checks.axis_name(axis_name), z, axis)
+    checks.split_over(problem.axis_name, "the classes", logits=z)
     spec = Spec(select(problem, implementation).name, axis, None, None, problem.axis_name)
     return _checked(spec, z, z, **options)
 
@@ -62,6 +63,7 @@ def check_linear_rows(
         f"{x.dtype}{list(x.shape)} {name}" for name, x in (("hidden", projection.hidden), ("head", projection.head))
     )
     problem = Problem(function, described, checks.axis_name(axis_name))
+    checks.split_over(problem.axis_name, "its vocabulary", head=projection.head)
     backend = select(problem, implementation, lambda backend: describe(backend, linear, projection, reduction))
     spec = Spec(backend.name, -1, None, None, problem.axis_name, linear)
     if labels is not None:

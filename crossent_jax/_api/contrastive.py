@@ -156,7 +156,9 @@ def _spec(loss: str, batch: Batch, chunk_rows, axis_name) -> BatchSpec:
     (n, d), m = batch.queries.shape, batch.keys.shape[0]
     small = axis_name is None and is_known(n) and is_known(m) and n * m <= LEAST_LOGITS
     chunk = checks.chunk_rows(chunk_rows) or (n if small else even_size(n, rows_on_cpu(Sizes(n, d, m))))
-    return BatchSpec(loss, checks.axis_name(axis_name), chunk, paired=batch.query_ids is None)
+    axis_name = checks.axis_name(axis_name)
+    checks.split_over(axis_name, "the batch", queries=batch.queries, keys=batch.keys)
+    return BatchSpec(loss, axis_name, chunk, paired=batch.query_ids is None)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -47,6 +47,7 @@ def divergence_of(function: str, logits, teacher_logits, *, axis=-1, class_mask=
     if checks.flag("stop_teacher_gradient", given.pop("stop_teacher_gradient")):
         w = jax.lax.stop_gradient(w)
     spec, rows, shareable = _checked(function, f"{z.dtype}{list(z.shape)} logits and a {w.dtype} teacher", z, **given)
+    checks.split_over(spec.axis_name, "the classes", logits=z)
     if guards.enabled():
         for name, x in (("logits", z), ("teacher_logits", w)):
             check_logit_values(name, x, -1, rows.valid)
@@ -95,6 +96,7 @@ def linear_divergence_of(
     spec, rows, shareable = _checked(
         function, arrays, z, scheme=lambda backend: describe(backend, linear, student, reduction, distributions=2), **given
     )
+    checks.split_over(spec.axis_name, "its vocabulary", head=student.head)
     spec = spec._replace(tail=tail)
     side: Any = None
     teacher: Any = None

@@ -98,6 +98,11 @@ def is_bound(axis_name: str) -> bool:
     return True
 
 
+def is_told(axis_name: str) -> bool:
+    """Whether types say which arrays vary over a mesh axis: inside ``jax.shard_map`` with ``check_vma``."""
+    return axis_name in varying_axes(jax.lax.axis_index(axis_name))
+
+
 def to_varying(x, axes: frozenset[str]):
     """``x`` typed as varying over ``axes`` as well."""
     missing = tuple(sorted(axes - varying_axes(x)))

@@ -42,7 +42,7 @@ def with_label(shift: Shift, length: int) -> Bool[Array, " length"]:
 def _moved(shift: Shift, x: Array, places: int, axis: int) -> Array:
     if shift.axis_name is None:
         return jnp.roll(whole_along(x, axis), places, axis)
-    x = to_varying(x, varying_axes(x) | varying_axes(jax.lax.axis_index(shift.axis_name)))
+    x = to_varying(x, varying_axes(jax.lax.axis_index(shift.axis_name)))
     size, length = jax.lax.axis_size(shift.axis_name), x.shape[axis]
     later = places > 0
     border = length - places if later else -places

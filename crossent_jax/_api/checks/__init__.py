@@ -14,6 +14,7 @@ from .arrays import reduction as reduction
 from .arrays import renumbered as renumbered
 from .arrays import same_shape as same_shape
 from .arrays import scalar as scalar
+from .arrays import split_over as split_over
 from .binary_calls import binary_labels as binary_labels
 from .binary_calls import pos_weight as pos_weight
 from .contrastive_calls import ids as ids

@@ -8,7 +8,7 @@ import jax.dtypes
 import jax.numpy as jnp
 import numpy as np
 
-from ..._jax.versions import is_bound
+from ..._jax.versions import is_bound, is_told, varying_axes
 from ..._row.reduce import REDUCTIONS
 
 SCALES_AND_PACKED = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu")
@@ -177,3 +177,16 @@ def mesh_axis(name: str, value, does: str) -> str | None:
             f"or jax.vmap with axis_name={value!r}."
         )
     return value
+
+
+def split_over(axis_name: str | None, along: str, argument: str = "axis_name", **arrays) -> None:
+    """Arrays that a mesh axis of several devices must split: the same on all of them, each would count several times."""
+    if axis_name is None or not is_told(axis_name):
+        return
+    devices = jax.lax.axis_size(axis_name)
+    for name, x in arrays.items():
+        if devices > 1 and axis_name not in varying_axes(x):
+            raise ValueError(
+                f"{name} must be split over {argument}={axis_name!r} along {along}; got the same on all "
+                f"{devices} devices. Name the axis in the in_specs of jax.shard_map, or leave {argument} out."
+            )

@@ -5,10 +5,9 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from ..._jax.versions import varying_axes
 from ..._linear.cuts import Limits
 from ..._linear.shift import Shift
-from .arrays import array, described, floating, mesh_axis, renumbered, same_shape
+from .arrays import array, described, floating, mesh_axis, renumbered, same_shape, split_over
 from .label_calls import LARGEST_CLASS_COUNT
 
 
@@ -122,13 +121,7 @@ def sequence(shift: Shift, hidden: jax.Array, labels: jax.Array) -> None:
             f"shift={shift.places} must be at most the places of a device, {hidden.shape[-2]}: labels come from the next "
             f"device of {shift.axis_name!r} alone. Split the sequence over fewer devices."
         )
-    if shift.axis_name in varying_axes(jax.lax.axis_index(shift.axis_name)):  # else jax.shard_map does not tell
-        for name, x in (("hidden", hidden), ("labels", labels)):
-            if shift.axis_name not in varying_axes(x):
-                raise ValueError(
-                    f"{name} must be split over sequence_axis_name={shift.axis_name!r} on the last batch axis; got the same "
-                    "on all its devices. Name the axis in the in_specs of jax.shard_map, or leave sequence_axis_name out."
-                )
+    split_over(shift.axis_name, "the last batch axis", "sequence_axis_name", hidden=hidden, labels=labels)
 
 
 def segment_ids(value, shape) -> jax.Array | None:
