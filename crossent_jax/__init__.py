@@ -23,6 +23,7 @@ from ._api.linear import linear_row_stats as linear_row_stats
 from ._api.linear import linear_soft_cross_entropy as linear_soft_cross_entropy
 from ._api.linear import linear_token_log_probs as linear_token_log_probs
 from ._api.linear_divergence import linear_divergence as linear_divergence
+from ._api.sharded import sharded as sharded
 from ._api.show_versions import show_versions as show_versions
 from ._row.reduce import LossSum as LossSum
 from ._row.state import RowStats as RowStats

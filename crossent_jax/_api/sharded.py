@@ -1,0 +1,265 @@
+"""Linear losses of arrays that are split over a mesh, each array moved once."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from .._row.reduce import LossSum
+from . import checks
+from .linear import (
+    linear_cross_entropy,
+    linear_loss,
+    linear_row_stats,
+    linear_soft_cross_entropy,
+    linear_token_log_probs,
+)
+from .options import completed
+
+FUNCTIONS = (
+    linear_cross_entropy,
+    linear_soft_cross_entropy,
+    linear_token_log_probs,
+    linear_row_stats,
+    linear_loss,
+)
+OF_ROWS, OF_CLASSES = ("where", "row_weights", "segment_ids"), ("bias", "class_weights", "class_mask")
+MADE_HERE = ("axis_name", "sequence_axis_name")
+
+
+class Layout(NamedTuple):
+    """Which mesh axes split what. ``rows``: of each batch axis, but for the axis of the classes; ``gathered``: the batch
+    axis of hidden states that this one splits (None: none); ``features``: of the head."""
+
+    rows: tuple[tuple[str, ...], ...]
+    classes: str | None
+    gathered: int | None
+    features: tuple[str, ...]
+    vocab_axis: int
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All that split rows."""
+        return tuple(name for names in self.rows for name in names)
+
+    def of_rows(self, *last) -> P:
+        """The spec of arrays of rows, with more axes."""
+        return P(*(names or None for names in self.rows), *last)
+
+    def of_option(self, name: str, value) -> P:
+        """The spec of an array among the options."""
+        if name in OF_ROWS:
+            return self.of_rows()
+        if name in OF_CLASSES:
+            return P(self.classes) if jnp.ndim(value) == 1 else self.of_rows(self.classes)
+        return P()
+
+
+def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) -> Callable:
+    """A linear loss of arrays that are split over the ambient mesh (``jax.set_mesh``), each of which is moved once.
+
+    Under ``jax.jit`` the types of arrays on an Auto mesh do not say how they are split, and a loop over chunks of rows may
+    gather a head, or add up its gradient over devices, in every chunk. Here the specs say it, and the loss runs inside
+    ``jax.shard_map``:
+
+    ==================================  ============================================================================
+    split                               what travels
+    ==================================  ============================================================================
+    rows (batch, sequence)              the sum of the losses, once the head's gradient; with ``shift`` the borders
+    vocabulary                          a few numbers a row, once the gradient of the hidden states
+    features of the head                the head, gathered once; the sum of its gradient, scattered once
+    rows, by the vocabulary's axis too  hidden states, gathered once; the sum of their gradient, scattered once
+    ==================================  ============================================================================
+
+    Args:
+        function: ``linear_cross_entropy``, ``linear_soft_cross_entropy``, ``linear_token_log_probs``, ``linear_row_stats``
+            or ``linear_loss``.
+        hidden: the spec of the hidden states, ``(..., d)``. Their batch axes may be split by any mesh axes, d by none.
+        head: the spec of the head. Its vocabulary may be split by one mesh axis; its features by axes that split rows too
+            (parameters split over the devices of a batch).
+        labels: the spec of the labels; None: that of the batch axes of the hidden states. What belongs to rows or classes
+            (``where``, ``bias``, ``targets``, ``row_args``, ...) is split as these are.
+
+    Returns:
+        A function of the same arguments and results, but without ``axis_name`` and ``sequence_axis_name``, which it makes.
+        Values and gradients are those of the whole arrays. Losses of rows are split as labels are, without the axis of the
+        vocabulary.
+
+    Raises:
+        TypeError, ValueError: for another function; a spec that names an axis that the ambient mesh has not, that splits the
+            features of hidden states, or the head's features over devices that do not split rows; a vocabulary that its axis
+            does not divide; labels split unlike the hidden states; a sequence split by several axes, with ``shift``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, crossent_jax
+        >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+        >>> loss = crossent_jax.sharded(
+        ...     crossent_jax.linear_cross_entropy, hidden=jax.P("data", None, None), head=jax.P(None, "model")
+        ... )
+        >>> with jax.set_mesh(mesh):
+        ...     print(jax.jit(loss)(jnp.ones((2, 3, 4)), jnp.zeros((4, 8)), jnp.zeros((2, 3), int)).round(4))
+        2.0794
+    """
+    if function not in FUNCTIONS:
+        raise TypeError(f"sharded takes {', '.join(f.__name__ for f in FUNCTIONS)}; got {function!r}.")
+    given = {"hidden": hidden, "head": head} | ({} if labels is None else {"labels": labels})
+    for name, spec in given.items():
+        if not isinstance(spec, P):
+            raise TypeError(f"{name} must be a jax.P, the mesh axes that split each axis of {name}; got {spec!r}.")
+
+    @wraps(function)
+    def run(*arguments, **options):
+        call = _call(function, arguments, options)
+        layout = _layout(given, jnp.ndim(call.hidden), checks.head_vocab_axis(call.static["head_vocab_axis"]))
+        _check_classes(layout, jnp.shape(call.head))
+
+        def here(hidden_states, matrix, of_rows, arrays):
+            if layout.classes is not None and layout.gathered is not None:
+                hidden_states = _gathered(hidden_states, (layout.classes,), layout.gathered)
+            matrix = _gathered(matrix, layout.features, 1 - layout.vocab_axis)
+            options = call.static | arrays | _axes(layout, call.static.get("shift", 0))
+            return _reduced(layout, partial(function, *call.first, hidden_states, matrix, *of_rows), options)
+
+        last = (layout.classes,) if function is linear_soft_cross_entropy else ()
+        specs = (
+            hidden,
+            head,
+            [layout.of_rows(*last), *[layout.of_rows()] * (len(call.of_rows) - 1)],
+            {name: layout.of_option(name, x) for name, x in call.arrays.items()},
+        )
+        whole = jax.tree.map(_placed, (call.hidden, call.head, call.of_rows, call.arrays), specs)
+        of_tokens = call.static.get("reduction", "none") == "none"
+        return jax.shard_map(here, in_specs=specs, out_specs=layout.of_rows() if of_tokens else P())(*whole)
+
+    return run
+
+
+class _Call(NamedTuple):
+    """The arguments of a loss: those before the hidden states, and those of rows, labels first; options that are arrays, and
+    the others."""
+
+    first: list
+    hidden: Any
+    head: Any
+    of_rows: list
+    arrays: dict[str, Any]
+    static: dict[str, Any]
+
+
+def _call(function: Callable, arguments: tuple, options: dict[str, Any]) -> _Call:
+    """From what the function is called with."""
+    signature = inspect.signature(function)
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    named = {name: options.pop(name) for name in [*options] if kinds.get(name) == inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    options = completed(function, options)
+    for name in MADE_HERE:
+        if options.pop(name, None) is not None:
+            raise ValueError(f"{name} follows from the specs of sharded: leave it out.")
+    checks.reduction(options.get("reduction", "none"))
+    arrays = {name: x for name, x in options.items() if hasattr(x, "shape")}
+    if options.get("segment_ids") is not None:
+        options["segment_ids"] = checks.renumbered(options["segment_ids"])[0]
+    arrays |= {name: checks.array(name, options[name]) for name in OF_ROWS + OF_CLASSES if options.get(name) is not None}
+    static = {name: x for name, x in options.items() if name not in arrays}
+    before, values = [*kinds].index("hidden"), signature.bind(*arguments, **named).args
+    hidden, head, target, *others = values[before:]
+    of_rows = [checks.array([*kinds][before + 2], target), *(checks.array("row_args", x) for x in others)]
+    return _Call([*values[:before]], checks.array("hidden", hidden), checks.array("head", head), of_rows, arrays, static)
+
+
+def _placed(x, spec: P):
+    """On an Explicit mesh an array must have the sharding that the spec says."""
+    is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return jax.sharding.reshard(x, spec) if is_explicit else x
+
+
+def _gathered(x, names: tuple[Any, ...], axis: int):
+    return jax.lax.all_gather(x, names, axis=axis, tiled=True) if names else x
+
+
+def _reduced(layout: Layout, loss: Callable, options: dict[str, Any]):
+    """The result of all devices."""
+    reduction = options.get("reduction", "none")
+    if reduction == "none":
+        return loss(**options)
+    if reduction == "sum":
+        return _summed(layout, loss(**options))
+    of_device = loss(**options | {"reduction": "loss_sum"})
+    whole = LossSum(*(_summed(layout, x) for x in of_device))
+    return whole if reduction == "loss_sum" else whole.mean()
+
+
+def _summed(layout: Layout, x):
+    return jax.lax.psum(x, layout.axes) if layout.axes else x
+
+
+def _axes(layout: Layout, shift: int) -> dict[str, str]:
+    """The names that the loss itself takes."""
+    of_sequence = layout.rows[-1] if shift and layout.rows else ()
+    if len(of_sequence) > 1:
+        raise ValueError(
+            f"with shift one mesh axis at most may split the sequence, the last batch axis of hidden; got {of_sequence}. "
+            "Split the batch over the others."
+        )
+    names = {"axis_name": layout.classes, "sequence_axis_name": next(iter(of_sequence), None)}
+    return {key: name for key, name in names.items() if name is not None}
+
+
+# --- from specs to a layout ------------------------------------------------------------------------
+
+
+def _names(spec: P, ndim: int, what: str) -> list[tuple[str, ...]]:
+    """The mesh axes of each array axis."""
+    if len(spec) > ndim:
+        raise ValueError(f"{what}={spec} has more axes than {what}, which has {ndim}.")
+    names = [() if part is None else part if isinstance(part, tuple) else (part,) for part in spec]
+    mesh = jax.sharding.get_abstract_mesh()
+    known = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+    unknown = [name for part in names for name in part if name not in known]
+    if unknown:
+        has = f"which has {', '.join(sorted(known))}" if known else "of which there is none: `with jax.set_mesh(mesh):`"
+        raise ValueError(f"{what}={spec} names {unknown[0]!r}, which must be an axis of the ambient mesh, {has}.")
+    return [*names, *[()] * (ndim - len(names))]
+
+
+def _layout(given: dict[str, P], ndim: int, vocab_axis: int) -> Layout:
+    of_head = _names(given["head"], 2, "head")
+    if len(of_head[vocab_axis]) > 1:
+        raise ValueError(f"one mesh axis at most may split the vocabulary; got head={given['head']}.")
+    classes, features = next(iter(of_head[vocab_axis]), None), of_head[1 - vocab_axis]
+    *batch, of_features = _names(given["hidden"], ndim, "hidden")
+    if of_features:
+        raise ValueError(f"hidden={given['hidden']} splits the features of hidden states: give None for them.")
+    gathered = next((axis for axis, names in enumerate(batch) if classes in names), None)
+    if gathered is not None and batch[gathered][-1] != classes:
+        raise ValueError(f"{classes!r}, the axis of the vocabulary, must be the last of {batch[gathered]} in hidden's spec.")
+    layout = Layout(_without(classes, batch), classes, gathered, features, vocab_axis)
+    idle = [name for name in features if name not in layout.axes]
+    if idle:
+        raise ValueError(
+            f"head={given['head']} splits features over {idle[0]!r}, over which rows are not split: its devices would all "
+            "do the same. Split a batch axis of hidden over it too."
+        )
+    if "labels" in given and _without(classes, _names(given["labels"], ndim - 1, "labels")) != layout.rows:
+        raise ValueError(f"labels={given['labels']} must be split as the batch axes of hidden={given['hidden']}.")
+    return layout
+
+
+def _without(classes: str | None, axes: list[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(name for name in names if name != classes) for names in axes)
+
+
+def _check_classes(layout: Layout, shape: tuple[int, ...]) -> None:
+    if layout.classes is None or len(shape) != 2:  # the loss refuses another head
+        return
+    devices = jax.sharding.get_abstract_mesh().shape[layout.classes]
+    if shape[layout.vocab_axis] % devices:
+        raise ValueError(
+            f"the {devices} devices of {layout.classes!r} must divide the vocabulary; got {shape[layout.vocab_axis]} "
+            "classes. Pad the head and mask the padding with class_mask."
+        )

@@ -1,0 +1,208 @@
+"""``crossent_jax.sharded``: values and gradients of whole arrays, and hardly more bytes on the wire than naively."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import crossent_jax
+from benchmarks import hlo
+
+from . import grid
+
+BATCH, SEQUENCE, FEATURES, CLASSES = 16, 8, 24, 40
+GEN = grid.rng("sharded")
+HIDDEN = jnp.asarray(GEN.standard_normal((BATCH, SEQUENCE, FEATURES)), jnp.float32)
+HEAD = jnp.asarray(GEN.standard_normal((FEATURES, CLASSES)) / 4, jnp.float32)
+LABELS = jnp.asarray(GEN.integers(0, CLASSES, (BATCH, SEQUENCE)), jnp.int32)
+OPTIONS = {
+    "where": jnp.asarray(GEN.random((BATCH, SEQUENCE)) < 0.8),
+    "row_weights": jnp.asarray(GEN.random((BATCH, SEQUENCE)), jnp.float32),
+    "segment_ids": jnp.asarray(np.sort(GEN.integers(0, 3, (BATCH, SEQUENCE))), jnp.int32),
+    "bias": jnp.asarray(GEN.standard_normal(CLASSES), jnp.float32),
+    "class_weights": jnp.asarray(GEN.random(CLASSES), jnp.float32),
+    "class_mask": jnp.asarray(GEN.random((BATCH, SEQUENCE, CLASSES)) < 0.9),
+    "temperature": jnp.float32(1.5),
+    "label_smoothing": 0.1,
+    "z_loss": 1e-3,
+    "shift": 1,
+    "chunk_rows": 8,
+}
+
+LAYOUTS = {  # a mesh, and the specs of hidden states and head
+    "batch": ({"data": 8}, P("data"), P()),
+    "vocabulary": ({"model": 8}, P(), P(None, "model")),
+    "batch and vocabulary": ({"data": 2, "model": 4}, P("data"), P(None, "model")),
+    "features": ({"data": 8}, P("data"), P("data", None)),
+    "features and vocabulary": ({"data": 2, "model": 4}, P("data"), P("data", "model")),
+    "sequence": ({"sequence": 4}, P(None, "sequence"), P()),
+    "sequence by the vocabulary's axis": ({"data": 2, "model": 4}, P("data", "model"), P(None, "model")),
+}
+
+
+def placed(layout, kind=AxisType.Auto):
+    """``(mesh, arguments as the specs say, specs)``."""
+    axes, hidden, head = LAYOUTS[layout]
+    devices = jax.devices()[: int(np.prod(list(axes.values())))]
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(kind,) * len(axes), devices=devices)
+    specs = (hidden, head, P(*hidden[:2]))
+    arrays = (HIDDEN, HEAD, LABELS)
+    return mesh, [jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(arrays, specs, strict=True)], specs
+
+
+def sharded_loss(layout, function=crossent_jax.linear_cross_entropy):
+    _, hidden, head = LAYOUTS[layout]
+    return crossent_jax.sharded(function, hidden=hidden, head=head)
+
+
+def gradients_of(loss, **options):
+    return jax.value_and_grad(lambda *arrays: loss(*arrays, **options), (0, 1))
+
+
+@cache
+def whole():
+    return grid.quick(gradients_of(crossent_jax.linear_cross_entropy, **OPTIONS))(HIDDEN, HEAD, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [*((layout, "Auto") for layout in LAYOUTS), ("features and vocabulary", "Explicit"), ("sequence", "Explicit")],
+)
+def test_values_and_gradients_are_those_of_whole_arrays(layout, kind):
+    mesh, arrays, _ = placed(layout, AxisType[kind])
+    with jax.set_mesh(mesh):
+        got = grid.quick(gradients_of(sharded_loss(layout), **OPTIONS))(*arrays)
+    for ours, right in zip(jax.tree.leaves(got), jax.tree.leaves(whole()), strict=True):
+        np.testing.assert_allclose(ours, right, rtol=1e-5, atol=1e-6)
+
+
+def naive(hidden, head, labels):
+    logits = hidden @ head
+    return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0])
+
+
+WIRED = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def bytes_on_the_wire(text):
+    """Of all results of collectives, as often as they run."""
+    found = hlo.computations(text)
+    moved = [(times, o) for name, times in hlo.repetitions(found) for o in found[name]]
+    return sum(times * hlo.bytes_of(o.type) for times, o in moved if o.kind.removesuffix("-start") in WIRED)
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS)[:6])
+def test_bytes_on_the_wire(layout):
+    """Not more with more chunks, and at most 1.1 times those of the naive formula on whole logits."""
+    mesh, arrays, specs = placed(layout)
+    results = (None, tuple(NamedSharding(mesh, spec) for spec in specs[:2]))
+
+    def moved(loss):
+        with jax.set_mesh(mesh):
+            text = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=results).lower(*arrays).compile().as_text()
+        return bytes_on_the_wire(text)
+
+    loss = sharded_loss(layout)
+    few, many = moved(partial(loss, chunk_rows=32)), moved(partial(loss, chunk_rows=4))
+    assert many <= few + 64
+    assert few <= 1.1 * moved(naive) + 64  # the weight of the mean is four bytes more
+
+
+OF_TOKENS = {
+    "losses of rows": (crossent_jax.linear_cross_entropy, {"reduction": "none"}),
+    "log-probabilities": (crossent_jax.linear_token_log_probs, {}),
+    "statistics": (crossent_jax.linear_row_stats, {}),
+    "a sum": (crossent_jax.linear_cross_entropy, {"reduction": "sum"}),
+    "a loss and its weight": (crossent_jax.linear_cross_entropy, {"reduction": "loss_sum"}),
+}
+
+
+@pytest.mark.parametrize("case", OF_TOKENS)
+def test_other_functions_and_reductions(case):
+    function, options = OF_TOKENS[case]
+    options = options | {"shift": 1, "where": OPTIONS["where"]}
+    mesh, arrays, _ = placed("features and vocabulary")
+    with jax.set_mesh(mesh):
+        got = grid.quick(partial(sharded_loss("features and vocabulary", function), **options))(*arrays)
+    right = function(HIDDEN, HEAD, LABELS, **options)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
+
+
+def test_targets_and_a_loss_of_ones_own():
+    targets = jax.nn.softmax(jnp.sin(HIDDEN @ HEAD * 3))
+    mesh, arrays, _ = placed("batch and vocabulary")
+    own = lambda stats, weight: weight * stats.nll  # noqa: E731
+    weights = OPTIONS["row_weights"]
+    with jax.set_mesh(mesh):
+        soft = grid.quick(sharded_loss("batch and vocabulary", crossent_jax.linear_soft_cross_entropy))(*arrays[:2], targets)
+        of_user = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+        mine = grid.quick(lambda *a: of_user(own, *a, reduction="sum"))(*arrays, weights)
+    np.testing.assert_allclose(soft, crossent_jax.linear_soft_cross_entropy(HIDDEN, HEAD, targets), rtol=1e-5)
+    right = crossent_jax.linear_loss(own, HIDDEN, HEAD, LABELS, weights, reduction="sum")
+    np.testing.assert_allclose(mine, right, rtol=1e-5)
+
+
+def test_a_tied_embedding():
+    mesh, (hidden, _, labels), _ = placed("features and vocabulary")
+    loss = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=P("data"), head=P("model", "data"))
+    with jax.set_mesh(mesh):
+        got = grid.quick(gradients_of(loss, head_vocab_axis=0))(hidden, HEAD.T, labels)
+    right = gradients_of(crossent_jax.linear_cross_entropy, head_vocab_axis=0)(HIDDEN, HEAD.T, LABELS)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
+TWO = {"data": 2, "model": 4}
+REFUSED = {
+    "an unknown axis": (P("rows"), P(), {}, "'rows', which must be an axis of the ambient mesh, which has data, model"),
+    "features of hidden states": (P("data", None, "model"), P(), {}, "features of hidden states"),
+    "features over idle devices": (P("data"), P("model", None), {}, "Split a batch axis of hidden over it too"),
+    "two axes of classes": (P(), P(None, ("data", "model")), {}, "one mesh axis at most"),
+    "the vocabulary's axis first": (P(("model", "data")), P(None, "model"), {}, "must be the last of"),
+    "labels unlike hidden": (P("data"), P(), {"labels": P(None, "data")}, "must be split as the batch axes"),
+    "too many axes": (P("data", None, None, None), P(), {}, "has more axes than hidden, which has 3"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    hidden, head, given, words = REFUSED[case]
+    loss = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=hidden, head=head, **given)
+    mesh = jax.make_mesh(tuple(TWO.values()), tuple(TWO), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=words):
+        loss(HIDDEN, HEAD, LABELS)
+
+
+def test_other_bad_calls():
+    linear = crossent_jax.linear_cross_entropy
+    with pytest.raises(TypeError, match="sharded takes linear_cross_entropy, .*got"):
+        crossent_jax.sharded(crossent_jax.cross_entropy, hidden=P(), head=P())
+    with pytest.raises(TypeError, match=r"head must be a jax\.P"):
+        crossent_jax.sharded(linear, hidden=P(), head="model")
+    with pytest.raises(ValueError, match=r"there is none: `with jax.set_mesh\(mesh\):`"):
+        crossent_jax.sharded(linear, hidden=P("data"), head=P())(HIDDEN, HEAD, LABELS)
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    loss = crossent_jax.sharded(linear, hidden=P(), head=P(None, "model"))
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match="8 devices of 'model' must divide the vocabulary; got 39"):
+            loss(HIDDEN, HEAD[:, :39], LABELS)
+        with pytest.raises(ValueError, match="axis_name follows from the specs"):
+            loss(HIDDEN, HEAD, LABELS, axis_name="model")
+        with pytest.raises(TypeError, match="Did you mean 'shift'"):
+            loss(HIDDEN, HEAD, LABELS, shfit=1)
+        with pytest.raises(TypeError, match="missing a required argument: 'labels'"):
+            loss(HIDDEN, HEAD)
+        with pytest.raises(ValueError, match="reduction must be one of"):
+            loss(HIDDEN, HEAD, LABELS, reduction="average")
+        right = linear(HIDDEN, HEAD, LABELS, where=OPTIONS["where"])
+        np.testing.assert_allclose(loss(HIDDEN, HEAD, labels=LABELS, where=OPTIONS["where"].tolist()), right, rtol=1e-6)
+    two = crossent_jax.sharded(linear, hidden=P(None, ("data", "model")), head=P())
+    with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+        with pytest.raises(ValueError, match="one mesh axis at most may split the sequence"):
+            two(HIDDEN, HEAD, LABELS, shift=1)
+        np.testing.assert_allclose(two(HIDDEN, HEAD, LABELS), linear(HIDDEN, HEAD, LABELS), rtol=1e-6)
