@@ -147,6 +147,30 @@ def test_targets_and_a_loss_of_ones_own():
     np.testing.assert_allclose(mine, right, rtol=1e-5)
 
 
+TEACHER_HIDDEN = jnp.asarray(GEN.standard_normal((BATCH, SEQUENCE, 16)), jnp.float32)
+TEACHER_HEAD = jnp.asarray(GEN.standard_normal((CLASSES, 16)), jnp.float32)
+TEACHERS = {
+    "logits": {"teacher_logits": TEACHER_HIDDEN @ TEACHER_HEAD.T},
+    "a head": {"teacher_hidden": TEACHER_HIDDEN, "teacher_head": TEACHER_HEAD, "teacher_head_vocab_axis": 0},
+    "its likeliest classes": {
+        "teacher_top_k": tuple(jax.lax.top_k(jax.nn.log_softmax(TEACHER_HIDDEN @ TEACHER_HEAD.T), 3))[::-1]
+    },
+}
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("layout", ["features and vocabulary", "sequence by the vocabulary's axis"])
+def test_distillation(layout, teacher):
+    given = TEACHERS[teacher] | {"labels": LABELS, "label_weight": 0.3, "temperature": 2.0, "where": OPTIONS["where"]}
+    mesh, (hidden, head, _), _ = placed(layout)
+    loss = sharded_loss(layout, crossent_jax.linear_divergence)
+    with jax.set_mesh(mesh):
+        got = grid.quick(gradients_of(loss, **given))(hidden, head)
+    right = gradients_of(crossent_jax.linear_divergence, **given)(HIDDEN, HEAD)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
 def test_a_tied_embedding():
     mesh, (hidden, _, labels), _ = placed("features and vocabulary")
     loss = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=P("data"), head=P("model", "data"))

@@ -19,6 +19,7 @@ from .linear import (
     linear_soft_cross_entropy,
     linear_token_log_probs,
 )
+from .linear_divergence import linear_divergence
 from .options import completed
 
 FUNCTIONS = (
@@ -27,37 +28,52 @@ FUNCTIONS = (
     linear_token_log_probs,
     linear_row_stats,
     linear_loss,
+    linear_divergence,
 )
-OF_ROWS, OF_CLASSES = ("where", "row_weights", "segment_ids"), ("bias", "class_weights", "class_mask")
+# What the axes of an argument are; of all others an array is a number.
+HIDDEN, HEADS = ("hidden", "teacher_hidden"), ("head", "teacher_head")
+OF_ROWS = ("labels", "where", "row_weights", "segment_ids", "row_args", "teacher_top_k")
+OF_LOGITS, OF_CLASSES = ("targets", "teacher_logits"), ("bias", "teacher_bias", "class_weights", "class_mask")
+ARRAYS = HIDDEN + HEADS + OF_ROWS + OF_LOGITS + OF_CLASSES
 MADE_HERE = ("axis_name", "sequence_axis_name")
 
 
 class Layout(NamedTuple):
     """Which mesh axes split what. ``rows``: of each batch axis, but for the axis of the classes; ``gathered``: the batch
-    axis of hidden states that this one splits (None: none); ``features``: of the head."""
+    axis of hidden states that this one splits (None: none); ``features``: of a head; ``vocab_axes``: of the two heads."""
 
     rows: tuple[tuple[str, ...], ...]
     classes: str | None
     gathered: int | None
     features: tuple[str, ...]
-    vocab_axis: int
+    vocab_axes: dict[str, int]
 
     @property
     def axes(self) -> tuple[str, ...]:
         """All that split rows."""
         return tuple(name for names in self.rows for name in names)
 
-    def of_rows(self, *last) -> P:
-        """The spec of arrays of rows, with more axes."""
-        return P(*(names or None for names in self.rows), *last)
+    def spec(self, name: str, x) -> P:
+        """Of an argument of this name."""
+        rows: list[Any] = [names or None for names in self.rows]
+        if name in HIDDEN:
+            if self.gathered is not None:
+                rows[self.gathered] = (*self.rows[self.gathered], self.classes)
+            return P(*rows)
+        if name in HEADS:
+            both = (self.features or None, self.classes)
+            return P(*both) if self.vocab_axes[name] else P(*both[::-1])
+        if name in OF_CLASSES and jnp.ndim(x) == 1:
+            return P(self.classes)
+        return P(*rows, self.classes) if name in OF_LOGITS + OF_CLASSES else P(*rows) if name in OF_ROWS else P()
 
-    def of_option(self, name: str, value) -> P:
-        """The spec of an array among the options."""
-        if name in OF_ROWS:
-            return self.of_rows()
-        if name in OF_CLASSES:
-            return P(self.classes) if jnp.ndim(value) == 1 else self.of_rows(self.classes)
-        return P()
+    def gather(self, name: str, x):
+        """What a device needs of an argument of this name: all features, and all rows of its devices of the classes."""
+        if name in HIDDEN and self.gathered is not None:
+            return jax.lax.all_gather(x, self.classes, axis=self.gathered, tiled=True)
+        if name in HEADS and self.features:
+            return jax.lax.all_gather(x, self.features, axis=1 - self.vocab_axes[name], tiled=True)
+        return x
 
 
 def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) -> Callable:
@@ -77,13 +93,13 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
     ==================================  ============================================================================
 
     Args:
-        function: ``linear_cross_entropy``, ``linear_soft_cross_entropy``, ``linear_token_log_probs``, ``linear_row_stats``
-            or ``linear_loss``.
+        function: ``linear_cross_entropy``, ``linear_soft_cross_entropy``, ``linear_token_log_probs``, ``linear_row_stats``,
+            ``linear_loss`` or ``linear_divergence``.
         hidden: the spec of the hidden states, ``(..., d)``. Their batch axes may be split by any mesh axes, d by none.
         head: the spec of the head. Its vocabulary may be split by one mesh axis; its features by axes that split rows too
             (parameters split over the devices of a batch).
         labels: the spec of the labels; None: that of the batch axes of the hidden states. What belongs to rows or classes
-            (``where``, ``bias``, ``targets``, ``row_args``, ...) is split as these are.
+            (``where``, ``bias``, ``targets``, ``row_args``, a teacher's arrays, ...) is split as these are.
 
     Returns:
         A function of the same arguments and results, but without ``axis_name`` and ``sequence_axis_name``, which it makes.
@@ -115,38 +131,28 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
     @wraps(function)
     def run(*arguments, **options):
         call = _call(function, arguments, options)
-        layout = _layout(given, jnp.ndim(call.hidden), checks.head_vocab_axis(call.static["head_vocab_axis"]))
-        _check_classes(layout, jnp.shape(call.head))
+        layout = _layout(given, call)
+        specs = {name: jax.tree.map(partial(layout.spec, name), x) for name, x in call.arrays.items()}
 
-        def here(hidden_states, matrix, of_rows, arrays):
-            if layout.classes is not None and layout.gathered is not None:
-                hidden_states = _gathered(hidden_states, (layout.classes,), layout.gathered)
-            matrix = _gathered(matrix, layout.features, 1 - layout.vocab_axis)
-            options = call.static | arrays | _axes(layout, call.static.get("shift", 0))
-            return _reduced(layout, partial(function, *call.first, hidden_states, matrix, *of_rows), options)
+        def here(arrays):
+            arrays = {name: layout.gather(name, x) for name, x in arrays.items()}
+            positional = [arrays.pop(name) for name in call.positional]
+            loss = partial(function, *call.first, *positional, *arrays.pop("row_args", ()))
+            return _reduced(layout, loss, call.static | arrays | _axes(layout, call.static.get("shift", 0)))
 
-        last = (layout.classes,) if function is linear_soft_cross_entropy else ()
-        specs = (
-            hidden,
-            head,
-            [layout.of_rows(*last), *[layout.of_rows()] * (len(call.of_rows) - 1)],
-            {name: layout.of_option(name, x) for name, x in call.arrays.items()},
-        )
-        whole = jax.tree.map(_placed, (call.hidden, call.head, call.of_rows, call.arrays), specs)
         of_tokens = call.static.get("reduction", "none") == "none"
-        return jax.shard_map(here, in_specs=specs, out_specs=layout.of_rows() if of_tokens else P())(*whole)
+        out_specs = layout.spec("labels", None) if of_tokens else P()
+        return jax.shard_map(here, in_specs=(specs,), out_specs=out_specs)(jax.tree.map(_placed, call.arrays, specs))
 
     return run
 
 
 class _Call(NamedTuple):
-    """The arguments of a loss: those before the hidden states, and those of rows, labels first; options that are arrays, and
-    the others."""
+    """The arguments of a loss: what stands before the hidden states; arrays, by name, and which of them have no name in a
+    call; all other options."""
 
     first: list
-    hidden: Any
-    head: Any
-    of_rows: list
+    positional: list[str]
     arrays: dict[str, Any]
     static: dict[str, Any]
 
@@ -154,32 +160,32 @@ class _Call(NamedTuple):
 def _call(function: Callable, arguments: tuple, options: dict[str, Any]) -> _Call:
     """From what the function is called with."""
     signature = inspect.signature(function)
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    named = {name: options.pop(name) for name in [*options] if kinds.get(name) == inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    without_default = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    named = {name: options.pop(name) for name in without_default if name in options}
     options = completed(function, options)
     for name in MADE_HERE:
         if options.pop(name, None) is not None:
             raise ValueError(f"{name} follows from the specs of sharded: leave it out.")
     checks.reduction(options.get("reduction", "none"))
-    arrays = {name: x for name, x in options.items() if hasattr(x, "shape")}
     if options.get("segment_ids") is not None:
         options["segment_ids"] = checks.renumbered(options["segment_ids"])[0]
-    arrays |= {name: checks.array(name, options[name]) for name in OF_ROWS + OF_CLASSES if options.get(name) is not None}
-    static = {name: x for name, x in options.items() if name not in arrays}
-    before, values = [*kinds].index("hidden"), signature.bind(*arguments, **named).args
-    hidden, head, target, *others = values[before:]
-    of_rows = [checks.array([*kinds][before + 2], target), *(checks.array("row_args", x) for x in others)]
-    return _Call([*values[:before]], checks.array("hidden", hidden), checks.array("head", head), of_rows, arrays, static)
+    values = options | signature.bind(*arguments, **named).arguments
+    first = [values.pop(name) for name in without_default if name not in ARRAYS]
+    arrays = {name: x for name, x in values.items() if x is not None and (name in ARRAYS or hasattr(x, "shape"))}
+    static = {name: x for name, x in values.items() if name not in arrays}
+    arrays = {name: jax.tree.map(partial(checks.array, name), x, is_leaf=_is_array) for name, x in arrays.items()}
+    return _Call(first, [name for name in without_default if name in arrays], arrays, static)
+
+
+def _is_array(x) -> bool:
+    """A list of numbers is one, a tuple of arrays is not."""
+    return not isinstance(x, tuple)
 
 
 def _placed(x, spec: P):
     """On an Explicit mesh an array must have the sharding that the spec says."""
     is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
     return jax.sharding.reshard(x, spec) if is_explicit else x
-
-
-def _gathered(x, names: tuple[Any, ...], axis: int):
-    return jax.lax.all_gather(x, names, axis=axis, tiled=True) if names else x
 
 
 def _reduced(layout: Layout, loss: Callable, options: dict[str, Any]):
@@ -227,7 +233,13 @@ def _names(spec: P, ndim: int, what: str) -> list[tuple[str, ...]]:
     return [*names, *[()] * (ndim - len(names))]
 
 
-def _layout(given: dict[str, P], ndim: int, vocab_axis: int) -> Layout:
+def _layout(given: dict[str, P], call: _Call) -> Layout:
+    ndim, vocab_axis = call.arrays["hidden"].ndim, checks.head_vocab_axis(call.static["head_vocab_axis"])
+    of_teacher = call.static.get("teacher_head_vocab_axis")
+    vocab_axes = {
+        "head": vocab_axis,
+        "teacher_head": vocab_axis if of_teacher is None else checks.head_vocab_axis(of_teacher),
+    }
     of_head = _names(given["head"], 2, "head")
     if len(of_head[vocab_axis]) > 1:
         raise ValueError(f"one mesh axis at most may split the vocabulary; got head={given['head']}.")
@@ -238,7 +250,7 @@ def _layout(given: dict[str, P], ndim: int, vocab_axis: int) -> Layout:
     gathered = next((axis for axis, names in enumerate(batch) if classes in names), None)
     if gathered is not None and batch[gathered][-1] != classes:
         raise ValueError(f"{classes!r}, the axis of the vocabulary, must be the last of {batch[gathered]} in hidden's spec.")
-    layout = Layout(_without(classes, batch), classes, gathered, features, vocab_axis)
+    layout = Layout(_without(classes, batch), classes, gathered, features, vocab_axes)
     idle = [name for name in features if name not in layout.axes]
     if idle:
         raise ValueError(
@@ -247,6 +259,7 @@ def _layout(given: dict[str, P], ndim: int, vocab_axis: int) -> Layout:
         )
     if "labels" in given and _without(classes, _names(given["labels"], ndim - 1, "labels")) != layout.rows:
         raise ValueError(f"labels={given['labels']} must be split as the batch axes of hidden={given['hidden']}.")
+    _check_classes(layout, call.arrays["head"].shape)
     return layout
 
 
@@ -257,9 +270,9 @@ def _without(classes: str | None, axes: list[tuple[str, ...]]) -> tuple[tuple[st
 def _check_classes(layout: Layout, shape: tuple[int, ...]) -> None:
     if layout.classes is None or len(shape) != 2:  # the loss refuses another head
         return
-    devices = jax.sharding.get_abstract_mesh().shape[layout.classes]
-    if shape[layout.vocab_axis] % devices:
+    devices, classes = jax.sharding.get_abstract_mesh().shape[layout.classes], shape[layout.vocab_axes["head"]]
+    if classes % devices:
         raise ValueError(
-            f"the {devices} devices of {layout.classes!r} must divide the vocabulary; got {shape[layout.vocab_axis]} "
-            "classes. Pad the head and mask the padding with class_mask."
+            f"the {devices} devices of {layout.classes!r} must divide the vocabulary; got {classes} classes. Pad the head "
+            "and mask the padding with class_mask."
         )
