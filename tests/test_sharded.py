@@ -181,6 +181,24 @@ def test_a_tied_embedding():
         np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
 
 
+def test_inside_a_shard_map_over_another_axis():
+    mesh, arrays, _ = placed("batch and vocabulary")
+    inner = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=P(), head=P(None, "model"))
+
+    def mean(hidden, head, labels):
+        return inner(hidden, head, labels, reduction="loss_sum").psum("data").mean()
+
+    def outer(*arrays):
+        in_specs = (P("data"), P(), P("data"))
+        return jax.shard_map(mean, in_specs=in_specs, out_specs=P(), axis_names={"data"})(*arrays)
+
+    with jax.set_mesh(mesh):
+        got = grid.quick(gradients_of(outer))(*arrays)
+    right = gradients_of(crossent_jax.linear_cross_entropy)(HIDDEN, HEAD, LABELS)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
 TWO = {"data": 2, "model": 4}
 REFUSED = {
     "an unknown axis": (P("rows"), P(), {}, "'rows', which must be an axis of the ambient mesh, which has data, model"),

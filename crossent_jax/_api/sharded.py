@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -104,7 +105,7 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
     Returns:
         A function of the same arguments and results, but without ``axis_name`` and ``sequence_axis_name``, which it makes.
         Values and gradients are those of the whole arrays. Losses of rows are split as labels are, without the axis of the
-        vocabulary.
+        vocabulary. Within another ``jax.shard_map`` it takes the axes that are left, and a gradient one product more.
 
     Raises:
         TypeError, ValueError: for another function; a spec that names an axis that the ambient mesh has not, that splits the
@@ -142,7 +143,9 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
 
         of_tokens = call.static.get("reduction", "none") == "none"
         out_specs = layout.spec("labels", None) if of_tokens else P()
-        return jax.shard_map(here, in_specs=(specs,), out_specs=out_specs)(jax.tree.map(_placed, call.arrays, specs))
+        inside = jax.checkpoint(here) if _is_inside() else here
+        run_there = jax.shard_map(inside, in_specs=(specs,), out_specs=out_specs, axis_names=_free_axes())
+        return run_there(jax.tree.map(_placed, call.arrays, specs))
 
     return run
 
@@ -171,7 +174,8 @@ def _call(function: Callable, arguments: tuple, options: dict[str, Any]) -> _Cal
         options["segment_ids"] = checks.renumbered(options["segment_ids"])[0]
     values = options | signature.bind(*arguments, **named).arguments
     first = [values.pop(name) for name in without_default if name not in ARRAYS]
-    arrays = {name: x for name, x in values.items() if x is not None and (name in ARRAYS or hasattr(x, "shape"))}
+    arrays = {name: x for name, x in values.items() if isinstance(x, jax.Array | np.ndarray)}
+    arrays |= {name: x for name, x in values.items() if name in ARRAYS and x is not None}
     static = {name: x for name, x in values.items() if name not in arrays}
     arrays = {name: jax.tree.map(partial(checks.array, name), x, is_leaf=_is_array) for name, x in arrays.items()}
     return _Call(first, [name for name in without_default if name in arrays], arrays, static)
@@ -219,13 +223,24 @@ def _axes(layout: Layout, shift: int) -> dict[str, str]:
 # --- from specs to a layout ------------------------------------------------------------------------
 
 
+def _free_axes() -> set[str]:
+    """Of the ambient mesh, but for those over which a ``jax.shard_map`` around this runs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+
+
+def _is_inside() -> bool:
+    """Whether a ``jax.shard_map`` is around this: JAX (to 0.12.0.1) cannot keep anything of one in another between forward
+    and backward pass (``findings/nested_shard_map_gradient.sh``)."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
 def _names(spec: P, ndim: int, what: str) -> list[tuple[str, ...]]:
     """The mesh axes of each array axis."""
     if len(spec) > ndim:
         raise ValueError(f"{what}={spec} has more axes than {what}, which has {ndim}.")
     names = [() if part is None else part if isinstance(part, tuple) else (part,) for part in spec]
-    mesh = jax.sharding.get_abstract_mesh()
-    known = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
+    known = _free_axes()
     unknown = [name for part in names for name in part if name not in known]
     if unknown:
         has = f"which has {', '.join(sorted(known))}" if known else "of which there is none: `with jax.set_mesh(mesh):`"
