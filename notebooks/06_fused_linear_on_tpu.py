@@ -27,6 +27,7 @@ crossent_jax.show_versions()
 
 # %%
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +259,54 @@ axes.set(ylabel="tokens per second", title=f"Loss and gradients, {dtype.__name__
 axes.margins(y=0.15)
 axes.legend()
 plt.show()
+
+# %% [markdown]
+# ## Given logits: kernels of a TPU
+#
+# `implementation="pallas_tpu"` computes losses of given logits by kernels that read the logits once for the loss and once
+# for the gradient. They were compiled for every TPU generation and run in an interpreter, never on a TPU. This cell does it:
+# numbers against float64, time against XLA, and a verdict. Without a TPU XLA computes both, and there is none.
+
+# %%
+LOGITS = [(256, 1003)] if ON_CPU else [(4096, 32768), (1021, 50257)]
+OPTIONS = {"plain": {}, "every option": {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 30.0, "entropy_weight": 0.01}}
+
+
+def by(implementation, options):
+    return jax.jit(jax.value_and_grad(partial(crossent_jax.cross_entropy, implementation=implementation, **options)))
+
+
+def exact(logits, labels):
+    """The plain loss and its gradient, in float64 on the host."""
+    z = np.asarray(logits, np.float64)
+    e = np.exp(z - z.max(1, keepdims=True))
+    p, rows = e / e.sum(1, keepdims=True), np.arange(len(z))
+    loss = -np.log(p[rows, labels]).mean()
+    p[rows, labels] -= 1
+    return loss, p / len(z)
+
+
+if jax.device_count() > 1:
+    print("several devices: the kernels want one, or a call inside jax.shard_map")
+else:
+    right, ratios = True, []
+    for (n, v), name in [(shape, name) for shape in LOGITS for name in OPTIONS]:
+        z = (3 * jax.random.normal(jax.random.key(7), (n, v))).astype(jnp.bfloat16)
+        y = jax.random.randint(jax.random.key(8), (n,), 0, v)
+        runs = {implementation: by(implementation, OPTIONS[name]) for implementation in ("xla", "pallas_tpu")}
+        value, gradient = runs["pallas_tpu"](z, y)
+        true, true_gradient = exact(z, np.asarray(y)) if name == "plain" else runs["xla"](z, y)
+        error, of_gradient = abs(float(value) - float(true)), apart(gradient, true_gradient)
+        right &= error < 1e-5 * abs(float(true)) and of_gradient < 2**-7  # the gradient is rounded to bfloat16
+        timed = seconds(runs, (z, y), 3 if FAST else 20)
+        ratios.append(timed["pallas_tpu"] / timed["xla"])
+        print(f"({n}, {v}) {name:12}: loss off by {error:.1e}, gradient by {of_gradient:.1e}", end=", ")
+        print(f"time over XLA's {ratios[-1]:.2f}")
+    assert right
+    if jax.default_backend() == "tpu":
+        print(f"verdict: right; {min(ratios):.2f} to {max(ratios):.2f} of XLA's time on {jax.devices()[0].device_kind}")
+    else:
+        print("no TPU: XLA computed both, nothing is said of the kernels")
 
 # %% [markdown]
 # ## As a language model calls it
