@@ -150,7 +150,7 @@ for line in here:
 sys.path.insert(0, str(ROOT))
 from benchmarks import plots, records
 
-committed = records.read(RESULTS / "cpu-linear.jsonl")
+committed = records.read(RESULTS / "cpu-linear.jsonl").by_pages()["kept"]
 figure = plots.roofline([committed])
 plt.show()
 shares = {}
