@@ -79,11 +79,13 @@ def missing_compiler(chip: str) -> str | None:
     return None if importlib.util.find_spec(package) else package
 
 
-def devices(chip: str):
+def devices(chip: str, gpus: int = 1):
+    """Of this CPU, of so many GPUs of one host, or of the smallest slice of a TPU."""
     if chip == "cpu":
         return jax.devices("cpu")
     if chip in GPUS:
-        return topologies.get_topology_desc(platform="cuda", target_config=description(GPUS[chip]), topology="1x1x1").devices
+        shape = f"1x{gpus}x1"
+        return topologies.get_topology_desc(platform="cuda", target_config=description(GPUS[chip]), topology=shape).devices
     os.environ.update(PRETENCE)
     return topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip]).devices
 

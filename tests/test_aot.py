@@ -2,19 +2,23 @@
 compare on TPU and by a gather on GPU, one chunk of logits where they are a product, and no matrix of the batch. The leg
 ``aot`` of environments.py has the compilers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import crossent_jax
 from benchmarks import memory
 from benchmarks.chips import TESTED as CHIPS
-from benchmarks.chips import compile_for, missing_compiler
+from benchmarks.chips import compile_for, devices, missing_compiler
 from benchmarks.hlo import operations_of
 from benchmarks.shapes import Shape
 from crossent_jax._linear.cuts import Limits, Sizes, cost, cut_rows
 
 from .test_linear_memory import shapes_and_dtypes, value_and_gradient
+from .test_sharded import LAYOUTS, bytes_on_the_wire, naive
 
 N, V = 4096, 50257
 
@@ -205,3 +209,24 @@ def test_info_nce_takes_a_twentieth_of_one_matrix_of_the_batch(chip):
     loss = jax.value_and_grad(lambda q, k, t: crossent_jax.info_nce(q, k, temperature=t), (0, 1, 2))
     program = compiled_for(chip, loss, vectors, vectors, ((), "float32"))
     assert program.memory_analysis().temp_size_in_bytes <= 4 * 16384**2 / 20
+
+
+@pytest.mark.parametrize("layout", ["batch and vocabulary", "features", "features and vocabulary", "sequence"])
+def test_eight_gpus_move_each_array_once(layout):
+    """At most 1.1 times the bytes of the naive formula on whole float32 logits, of bfloat16 arrays."""
+    needs_compiler("h100")
+    axes, of_hidden, of_head = LAYOUTS[layout]
+    count = int(np.prod(list(axes.values())))
+    mesh = jax.sharding.Mesh(np.array(devices("h100", count)).reshape(tuple(axes.values())), tuple(axes))
+    specs = (of_hidden, of_head, jax.P(*of_hidden[:2]))
+    placed = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
+    sizes = ((16, 256, 128), jnp.bfloat16), ((128, 8192), jnp.bfloat16), ((16, 256), jnp.int32)
+    arrays = [jax.ShapeDtypeStruct(*size, sharding=where) for size, where in zip(sizes, placed, strict=True)]
+
+    def moved(loss):
+        step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, tuple(placed[:2])))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return bytes_on_the_wire(step.lower(*arrays).compile().as_text())
+
+    ours = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=of_hidden, head=of_head)
+    assert moved(partial(ours, chunk_rows=32)) <= 1.1 * moved(naive) + 64

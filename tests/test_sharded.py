@@ -81,7 +81,7 @@ def test_values_and_gradients_are_those_of_whole_arrays(layout, kind):
 
 
 def naive(hidden, head, labels):
-    logits = hidden @ head
+    logits = jnp.dot(hidden, head, preferred_element_type=jnp.float32)
     return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0])
 
 
