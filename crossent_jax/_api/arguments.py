@@ -159,8 +159,8 @@ def _check_values(spec: Spec, rows: Rows, z) -> None:
 def _check_labels(spec: Spec, labels: Array, valid, classes: int) -> None:
     known = class_index(labels, classes) >= 0
     known = known if valid is None else known | ~valid
-    if spec.linear is not None and spec.linear.shift.places:  # report the places that the caller knows
-        labels, known = to_labels(spec.linear.shift, labels), to_labels(spec.linear.shift, known)
+    if spec.shift.places:  # report the places that the caller knows
+        labels, known = to_labels(spec.shift, labels), to_labels(spec.shift, known)
     guards.require("labels", labels, known, f"a class id in [0, {classes})")
 
 

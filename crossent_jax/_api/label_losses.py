@@ -17,7 +17,7 @@ from .._dense.vjp import row_state, without_dead_values
 from .._jax.versions import lookup
 from .._linear.counted import Masks
 from .._linear.rows import projection_state, projection_sum
-from .._linear.shift import Shift, to_labels
+from .._linear.shift import to_labels
 from .._linear.spec import Rows, Spec
 from .._row.block import Operands, Wanted, along_axis, is_soft
 from .._row.labels import class_index
@@ -110,8 +110,7 @@ def log_probs_of_rows(spec: Spec, rows: Rows) -> Array:
 
 def _of_tokens(spec: Spec, tree):
     """What belongs to hidden states, moved to the labels they predict, ``shift`` places later."""
-    shift = Shift() if spec.linear is None else spec.linear.shift
-    return jax.tree.map(lambda x: to_labels(shift, x) if x.ndim else x, tree) if shift.places else tree
+    return jax.tree.map(lambda x: to_labels(spec.shift, x) if x.ndim else x, tree) if spec.shift.places else tree
 
 
 def _statistics(spec: Spec, wanted: Wanted, rows: Rows, prior: bool) -> tuple[RowStats, Maybe]:

@@ -196,7 +196,7 @@ def linear_loss(
     """
     given = completed(linear_loss, options)
     spec, rows = check_linear_rows("linear_loss", hidden, head, labels=labels, **given)
-    batch, shift = rows.target.shape, checks.shift(given["shift"], given["sequence_axis_name"], spec.axis_name)
+    batch, shift = rows.target.shape, spec.shift
     row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
     row_args = tuple(to_hidden(shift, x, len(batch) - 1) if shift.places else x for x in row_args)
     traced = trace(loss_fn, row_args, len(batch), rows.dtype)

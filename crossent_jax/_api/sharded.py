@@ -64,9 +64,11 @@ class Layout(NamedTuple):
         if name in HEADS:
             both = (self.features or None, self.classes)
             return P(*both) if self.vocab_axes[name] else P(*both[::-1])
+        if name in OF_ROWS:
+            return P(*rows)
         if name in OF_CLASSES and jnp.ndim(x) == 1:
             return P(self.classes)
-        return P(*rows, self.classes) if name in OF_LOGITS + OF_CLASSES else P(*rows) if name in OF_ROWS else P()
+        return P(*rows, self.classes) if name in OF_LOGITS + OF_CLASSES else P()
 
     def gather(self, name: str, x):
         """What a device needs of an argument of this name: all features, and all rows of its devices of the classes."""

@@ -32,6 +32,11 @@ class Spec(NamedTuple):
     axis_name: str | None
     linear: LinearSpec | None = None
 
+    @property
+    def shift(self) -> Shift:
+        """Where labels stand; given logits have them at their own places."""
+        return Shift() if self.linear is None else self.linear.shift
+
 
 class Rows(NamedTuple):
     """The arrays of a call. ``logits``: an array, or the projection that makes them. ``target``: labels as given, or

@@ -699,7 +699,7 @@ BUGS = (
     Bug(
         "linear: results stay where the hidden states are",
         "_api/label_losses.py",
-        "to_labels(shift, x) if x.ndim else x",
+        "to_labels(spec.shift, x) if x.ndim else x",
         "x",
         "tests/test_linear_traps.py::test_shifted_results_are_indexed_by_label",
     ),
