@@ -17,7 +17,8 @@ from benchmarks.chips import TPU_TOPOLOGIES, devices
 from crossent_jax._row.block import Operands, Wanted, block_gradient, block_state
 from crossent_jax._row.state import NO_CLASS, State, finalize
 from crossent_jax.backends.block_sizes import Blocks, block_sizes
-from crossent_jax.backends.tpu_kernels import Call, gradient, state
+from crossent_jax.backends.tpu_kernels import gradient, state
+from crossent_jax.backends.tpu_rows import Call
 
 from . import grid, oracle
 from .test_aot import needs_compiler
@@ -63,8 +64,8 @@ def cotangents(of: State) -> State:
 @pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in CASES), ("plain", "bfloat16")])
 def test_kernels_compute_what_they_trace(case, dtype):
     wanted, operands = problem(case, dtype)
-    call = Call(wanted, Blocks(128, 128), 2**20, pltpu.InterpretParams(random_seed=1))
-    ours, expected = state(call, operands), block_state(wanted, operands)
+    call = Call(Blocks(128, 128), 2**20, pltpu.InterpretParams(random_seed=1))
+    ours, expected = state(call, wanted, operands), block_state(wanted, operands)
     numbers = ~np.isnan(expected.exp_sum)  # else nothing but that sum is NaN for sure
     np.testing.assert_array_equal(np.isnan(ours.exp_sum), ~numbers)
     assert not numbers[140] and numbers.sum() == ROWS - 1
@@ -73,7 +74,7 @@ def test_kernels_compute_what_they_trace(case, dtype):
         if field is not None:
             np.testing.assert_allclose(field[numbers], other[numbers], rtol=3e-6, atol=3e-6, err_msg=name)
     g = cotangents(expected)
-    dz, exact = gradient(call, operands, expected, g), block_gradient(wanted, operands, expected, g).logits
+    dz, exact = gradient(call, wanted, operands, expected, g), block_gradient(wanted, operands, expected, g).logits
     assert dz.dtype == exact.dtype
     of_numbers = np.isfinite(np.float32(exact))
     np.testing.assert_array_equal(np.isfinite(np.float32(dz)), of_numbers)
@@ -85,8 +86,8 @@ def test_kernels_compute_what_they_trace(case, dtype):
 def test_an_offset_of_the_logits_costs_nothing():
     gen = grid.rng("offset of kernels")
     z, labels = np.float32(grid.logits(gen, ROWS, CLASSES) + 1000), grid.labels(gen, ROWS, CLASSES)
-    call = Call(Wanted(-1), Blocks(128, 128), 2**20, pltpu.InterpretParams())
-    nll = finalize(state(call, Operands(jnp.asarray(z), jnp.asarray(labels))), temperature=None, soft=False).nll
+    call = Call(Blocks(128, 128), 2**20, pltpu.InterpretParams())
+    nll = finalize(state(call, Wanted(-1), Operands(jnp.asarray(z), jnp.asarray(labels))), temperature=None, soft=False).nll
     exact = oracle.exact_loss(z, labels, reduction="none", wide_dtype=np.float64)
     np.testing.assert_allclose(nll, exact, rtol=1e-6, atol=1e-6)
 
@@ -99,7 +100,7 @@ def test_no_race():
     watched = pltpu.InterpretParams(detect_races=True, random_seed=3, **{cores: 2})
     wanted, operands = problem("plain", "float32")
     operands = jax.tree.map(lambda x: x[:128], operands)
-    ours = state(Call(wanted, Blocks(128, 128), 2**20, watched), operands)
+    ours = state(Call(Blocks(128, 128), 2**20, watched), wanted, operands)
     np.testing.assert_allclose(ours.exp_sum, block_state(wanted, operands).exp_sum, rtol=3e-6)
 
 
@@ -177,8 +178,8 @@ def test_exported_for_a_platform(platform, kernels, one_device):
 
 def test_the_state_of_no_class_has_no_argmax():
     wanted, operands = problem("every option", "float32")
-    call = Call(wanted, Blocks(128, 128), 2**20, pltpu.InterpretParams())
-    assert state(call, operands).argmax[130] == NO_CLASS
+    call = Call(Blocks(128, 128), 2**20, pltpu.InterpretParams())
+    assert state(call, wanted, operands).argmax[130] == NO_CLASS
 
 
 OPTIONS = {

@@ -50,7 +50,7 @@ def dense_state(wanted: Wanted, operands: Operands) -> State:
     """On a TPU by a kernel, elsewhere by XLA."""
     from .tpu_kernels import state  # Pallas takes a while to import
 
-    by_kernel = partial(state, _call(wanted, operands, written=0))
+    by_kernel = partial(state, _call(wanted, operands, written=0), wanted)
     return jax.lax.platform_dependent(operands, tpu=by_kernel, default=partial(block_state, wanted))
 
 
@@ -62,7 +62,7 @@ def dense_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
     call = _call(wanted, operands, written=operands.logits.dtype.itemsize)
 
     def by_kernel(operands, state, g):
-        of_logits = gradient(call, operands, state, g)
+        of_logits = gradient(call, wanted, operands, state, g)
         return block_gradient(wanted, operands, state, g)._replace(logits=of_logits)
 
     return jax.lax.platform_dependent(operands, state, g, tpu=by_kernel, default=partial(block_gradient, wanted))
@@ -70,12 +70,12 @@ def dense_gradient(wanted: Wanted, operands: Operands, state: State, g: State) -
 
 def _call(wanted: Wanted, operands: Operands, written: int):
     """``written``: bytes for each class of a row."""
-    from .tpu_kernels import Call
+    from .tpu_rows import Call
 
     logits, target, mask = operands.logits, operands.target, operands.class_mask
     read = [logits, *([target] if is_soft(target) else []), *([] if mask is None or mask.ndim == 1 else [mask])]
     of_a_class, memory = written + sum(x.dtype.itemsize for x in read), fast_memory()
-    return Call(wanted, block_sizes(logits.shape[-1], of_a_class, is_plain(wanted, operands), memory), memory)
+    return Call(block_sizes(logits.shape[-1], of_a_class, is_plain(wanted, operands), memory), memory)
 
 
 PALLAS_TPU = Backend(

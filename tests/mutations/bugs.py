@@ -61,20 +61,20 @@ BUGS = (
     Bug(
         "a TPU kernel counts what is beyond the last class",
         "backends/tpu_kernels.py",
-        "logits=_before(left, logits, -jnp.inf),",
+        "logits=block.before(logits, -jnp.inf),",
         "logits=logits,",
         f"{KERNELS}::test_kernels_compute_what_they_trace[plain-float32]",
     ),
     Bug(
         "a TPU kernel says where in its block the largest logit is",
         "backends/tpu_kernels.py",
-        "new.argmax + _start(call)",
+        "new.argmax + block.start",
         "new.argmax",
         f"{KERNELS}::test_kernels_compute_what_they_trace[every option-float32]",
     ),
     Bug(
         "blocks of classes of a TPU kernel in any order",
-        "backends/tpu_kernels.py",
+        "backends/tpu_rows.py",
         'dimension_semantics=("parallel", "arbitrary")',
         'dimension_semantics=("parallel", "parallel")',
         f"{KERNELS}::test_no_race",
