@@ -90,21 +90,29 @@ def bytes_on_the_wire(text):
     return sum(each.times * each.size for each in hlo.collectives(text))
 
 
+@cache
+def moved(layout, loss, **options):
+    mesh, arrays, specs = placed(layout)
+    results = (None, tuple(NamedSharding(mesh, spec) for spec in specs[:2]))
+    step = jax.value_and_grad(partial(loss or sharded_loss(layout), **options), (0, 1))
+    with jax.set_mesh(mesh):
+        return bytes_on_the_wire(jax.jit(step, out_shardings=results).lower(*arrays).compile().as_text())
+
+
 @pytest.mark.parametrize("layout", list(LAYOUTS)[:6])
 def test_bytes_on_the_wire(layout):
     """Not more with more chunks, and at most 1.1 times those of the naive formula on whole logits."""
-    mesh, arrays, specs = placed(layout)
-    results = (None, tuple(NamedSharding(mesh, spec) for spec in specs[:2]))
+    assert moved(layout, None, chunk_rows=4) == moved(layout, None, chunk_rows=32)
+    assert moved(layout, None, chunk_rows=32) <= 1.1 * moved(layout, naive) + 64  # the weight of the mean is four bytes more
 
-    def moved(loss):
-        with jax.set_mesh(mesh):
-            text = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=results).lower(*arrays).compile().as_text()
-        return bytes_on_the_wire(text)
 
-    loss = sharded_loss(layout)
-    few, many = moved(partial(loss, chunk_rows=32)), moved(partial(loss, chunk_rows=4))
-    assert many <= few + 64
-    assert few <= 1.1 * moved(naive) + 64  # the weight of the mean is four bytes more
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_explain_says_what_moves(layout):
+    mesh, arrays, _ = placed(layout)
+    with jax.set_mesh(mesh):
+        (decision,) = crossent_jax.explain(sharded_loss(layout), *arrays)
+    assert sum(each.value + each.gradient for each in decision.sharded.moved) == moved(layout, None, chunk_rows=32)
+    assert all(str(each) in str(decision) for each in decision.sharded.moved)
 
 
 OF_TOKENS = {

@@ -1,4 +1,4 @@
-"""The specs of ``sharded``: which axes of the ambient mesh split each axis of an array."""
+"""The specs of ``sharded``: what the axes of its arguments are, and which axes of the ambient mesh split them."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,12 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from .._jax.pieces import is_known
+
+# What the axes of an argument are; of all others an array is a number.
+HIDDEN, HEADS = ("hidden", "teacher_hidden"), ("head", "teacher_head")
+OF_ROWS = ("labels", "where", "row_weights", "segment_ids", "row_args", "teacher_top_k")
+OF_LOGITS, OF_CLASSES = ("targets", "teacher_logits"), ("bias", "teacher_bias", "class_weights", "class_mask")
+ARRAYS = HIDDEN + HEADS + OF_ROWS + OF_LOGITS + OF_CLASSES
 
 
 def free_axes() -> set[str]:

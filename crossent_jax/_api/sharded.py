@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from .._row.reduce import LossSum
 from . import checks
+from .dispatch import inside_sharded
 from .linear import (
     linear_cross_entropy,
     linear_loss,
@@ -20,7 +21,8 @@ from .linear import (
     linear_token_log_probs,
 )
 from .linear_divergence import linear_divergence
-from .mesh_specs import mapped, names_of, require_spec
+from .mesh_specs import ARRAYS, HEADS, HIDDEN, OF_CLASSES, OF_LOGITS, OF_ROWS, mapped, names_of, require_spec
+from .moved import movement
 from .options import completed
 from .sharded_pairs import CONTRASTIVE, sharded_pairs
 
@@ -32,11 +34,6 @@ FUNCTIONS = (
     linear_loss,
     linear_divergence,
 )
-# What the axes of an argument are; of all others an array is a number.
-HIDDEN, HEADS = ("hidden", "teacher_hidden"), ("head", "teacher_head")
-OF_ROWS = ("labels", "where", "row_weights", "segment_ids", "row_args", "teacher_top_k")
-OF_LOGITS, OF_CLASSES = ("targets", "teacher_logits"), ("bias", "teacher_bias", "class_weights", "class_mask")
-ARRAYS = HIDDEN + HEADS + OF_ROWS + OF_LOGITS + OF_CLASSES
 MADE_HERE = ("axis_name", "sequence_axis_name")
 
 
@@ -162,7 +159,8 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
 
         of_tokens = call.static.get("reduction", "none") == "none"
         out_specs = layout.spec("labels", None) if of_tokens else P()
-        return mapped(here, whole, call.arrays, specs, out_specs, layout.fix)
+        with inside_sharded(partial(movement, layout, function.__name__, call.arrays, call.static)):
+            return mapped(here, whole, call.arrays, specs, out_specs, layout.fix)
 
     return run
 
