@@ -110,8 +110,16 @@ def collectives(text: str) -> list[Collective]:
             if kind in WIRED:
                 joined = re.search(r"to_apply=%([\w.\-]+)", operation.line)
                 combines = found[joined[1]][-1].kind if joined and kind == "all-reduce" else ""
-                wired.append(Collective(kind, combines, times, bytes_of(operation.type)))
+                wired.append(Collective(kind, combines, times, bytes_of(result_type(operation))))
     return wired
+
+
+def result_type(collective: Operation) -> str:
+    """Of a collective; the start of one that is not waited for has ``(operands, results)``, but for an all-reduce's."""
+    if not collective.kind.endswith("-start") or collective.kind == "all-reduce-start":
+        return collective.type
+    both = collective.type[1:]
+    return both[closing(both) if both.startswith("(") else both.index("]") + 1 :]
 
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "custom-call"}

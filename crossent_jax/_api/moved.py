@@ -14,7 +14,8 @@ split the features d of the head. Items of h bytes (hidden states), w (the head)
 | loss, rows split | its sum and its weight, 2 s | |
 
 Not in it: rows that the last chunk sees again, the borders of a sequence with ``shift``, the gradients of other arguments.
-(On a CPU XLA gathers and scatters bfloat16 as float32.)
+Eight H100s move just that, of float32 sums and bfloat16 arrays; of these a CPU gathers and scatters float32, and a v5e adds
+up gradients in bfloat16 (as compiled, jax 0.10.2).
 """
 
 import math
