@@ -211,7 +211,7 @@ REFUSED = {
         P("data"),
         P("model", None),
         {},
-        r"If the vocabulary is meant, .* head=P\(None, 'model'\)",
+        r"If the vocabulary is meant, .* head=\w+\(None, 'model'\)",
     ),
     "two axes of classes": (P(), P(None, ("data", "model")), {}, "one mesh axis at most"),
     "the vocabulary's axis first": (P(("model", "data")), P(None, "model"), {}, "must be the last of"),
