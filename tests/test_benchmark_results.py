@@ -500,6 +500,20 @@ def test_a_loop_that_cannot_be_read_is_an_error():
         hlo.operations_of(PROGRAM.replace("direction=LT", "direction=GT"), {})
 
 
+@pytest.mark.parametrize(
+    "kind, given, found",
+    [
+        ("all-gather", "f32[8,4]{1,0}", 128),
+        ("all-gather-start", "(bf16[16,8]{1,0:T(8,128)}, bf16[128,8]{1,0})", 2048),
+        ("reduce-scatter-start", "((f32[128,8]{1,0}), f32[16,8]{1,0})", 512),
+        ("all-gather-start", "((s32[2]{0}, bf16[2,3]{1,0}), (s32[8]{0}, bf16[8,3]{1,0}))", 80),
+        ("all-reduce-start", "(f32[8]{0}, f32[2]{0})", 40),
+    ],
+)
+def test_the_result_of_a_collective_is_not_its_operand(kind, given, found):
+    assert hlo.bytes_of(hlo.result_type(hlo.Operation("", given, kind, [], ""))) == found
+
+
 # --- the command line ------------------------------------------------------------------------------
 
 

@@ -85,31 +85,34 @@ def naive(hidden, head, labels):
     return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0])
 
 
-WIRED = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
 def bytes_on_the_wire(text):
     """Of all results of collectives, as often as they run."""
-    found = hlo.computations(text)
-    moved = [(times, o) for name, times in hlo.repetitions(found) for o in found[name]]
-    return sum(times * hlo.bytes_of(o.type) for times, o in moved if o.kind.removesuffix("-start") in WIRED)
+    return sum(each.times * each.size for each in hlo.collectives(text))
+
+
+@cache
+def moved(layout, loss, **options):
+    mesh, arrays, specs = placed(layout)
+    results = (None, tuple(NamedSharding(mesh, spec) for spec in specs[:2]))
+    step = jax.value_and_grad(partial(loss or sharded_loss(layout), **options), (0, 1))
+    with jax.set_mesh(mesh):
+        return bytes_on_the_wire(jax.jit(step, out_shardings=results).lower(*arrays).compile().as_text())
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[:6])
 def test_bytes_on_the_wire(layout):
     """Not more with more chunks, and at most 1.1 times those of the naive formula on whole logits."""
-    mesh, arrays, specs = placed(layout)
-    results = (None, tuple(NamedSharding(mesh, spec) for spec in specs[:2]))
+    assert moved(layout, None, chunk_rows=4) == moved(layout, None, chunk_rows=32)
+    assert moved(layout, None, chunk_rows=32) <= 1.1 * moved(layout, naive) + 64  # the weight of the mean is four bytes more
 
-    def moved(loss):
-        with jax.set_mesh(mesh):
-            text = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=results).lower(*arrays).compile().as_text()
-        return bytes_on_the_wire(text)
 
-    loss = sharded_loss(layout)
-    few, many = moved(partial(loss, chunk_rows=32)), moved(partial(loss, chunk_rows=4))
-    assert many <= few + 64
-    assert few <= 1.1 * moved(naive) + 64  # the weight of the mean is four bytes more
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_explain_says_what_moves(layout):
+    mesh, arrays, _ = placed(layout)
+    with jax.set_mesh(mesh):
+        (decision,) = crossent_jax.explain(sharded_loss(layout), *arrays)
+    assert sum(each.value + each.gradient for each in decision.sharded.moved) == moved(layout, None, chunk_rows=32)
+    assert all(str(each) in str(decision) for each in decision.sharded.moved)
 
 
 OF_TOKENS = {
@@ -200,14 +203,21 @@ def test_inside_a_shard_map_over_another_axis():
 
 
 TWO = {"data": 2, "model": 4}
+TWO_NAMES = tuple(TWO)
 REFUSED = {
     "an unknown axis": (P("rows"), P(), {}, "'rows', which must be an axis of the ambient mesh, which has data, model"),
     "features of hidden states": (P("data", None, "model"), P(), {}, "features of hidden states"),
-    "features over idle devices": (P("data"), P("model", None), {}, "Split a batch axis of hidden over it too"),
+    "features over idle devices": (
+        P("data"),
+        P("model", None),
+        {},
+        r"If the vocabulary is meant, .* head=\w+\(None, 'model'\)",
+    ),
     "two axes of classes": (P(), P(None, ("data", "model")), {}, "one mesh axis at most"),
     "the vocabulary's axis first": (P(("model", "data")), P(None, "model"), {}, "must be the last of"),
     "labels unlike hidden": (P("data"), P(), {"labels": P(None, "data")}, "must be split as the batch axes"),
     "too many axes": (P("data", None, None, None), P(), {}, "has more axes than hidden, which has 3"),
+    "an axis twice": (P("data", "data"), P(), {}, "names 'data' twice"),
 }
 
 
@@ -218,6 +228,60 @@ def test_refused(case):
     mesh = jax.make_mesh(tuple(TWO.values()), tuple(TWO), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=words):
         loss(HIDDEN, HEAD, LABELS)
+
+
+BAD_ARRAYS = {  # arguments in the place of HIDDEN, HEAD and LABELS; specs of hidden states and head; words
+    "a batch of 15": (
+        (HIDDEN[:15], HEAD, LABELS[:15]),
+        P("data"),
+        P(),
+        r"hidden of shape \(15, 8, 24\) .* 2 devices .* got 15",
+    ),
+    "by both": (
+        (HIDDEN[:12], HEAD, LABELS[:12]),
+        P(TWO_NAMES),
+        P(),
+        r"8 devices of 'data' and 'model' .* got 12. Pad the batch",
+    ),
+    "few classes": (
+        (HIDDEN, HEAD[:, :3], LABELS),
+        P(),
+        P(None, "model"),
+        r"head of shape \(24, 3\) .* 4 devices .* Pad the head",
+    ),
+    "features": (
+        (HIDDEN[..., :21], HEAD[:21], LABELS),
+        P("data"),
+        P("data"),
+        r"axis 0; got 21. Split its features over fewer",
+    ),
+    "labels": ((HIDDEN, HEAD, LABELS[:, :7]), P("data"), P(), r"labels must have the shape .* \(16, 8\); got \(16, 7\)"),
+    "few labels": ((HIDDEN, HEAD, LABELS[:15]), P("data"), P(), r"labels must have the shape .* \(16, 8\); got \(15, 8\)"),
+    "other features": (
+        (HIDDEN, HEAD[:20], LABELS),
+        P("data"),
+        P(None, "model"),
+        r"hidden 24 \(last axis of shape \(16, 8, 24\)",
+    ),
+    "one state": ((HIDDEN[0, 0], HEAD, LABELS[0, 0]), P("data"), P(), r"give None for it; got hidden of shape \(24,\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_refused_in_the_shapes_of_whole_arrays(case):
+    arrays, hidden, head, words = BAD_ARRAYS[case]
+    loss = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=hidden, head=head)
+    mesh = jax.make_mesh(tuple(TWO.values()), tuple(TWO), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=words):
+        jax.eval_shape(loss, *arrays)
+
+
+def test_labels_that_are_placed_elsewhere_and_axes_of_one_device():
+    mesh = jax.make_mesh((1, 4), ("data", "sequence"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
+    loss = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=P(("sequence", "data")), head=P(None, "data"))
+    with jax.set_mesh(mesh):
+        got = grid.quick(loss)(HIDDEN, HEAD, jax.device_put(LABELS, NamedSharding(mesh, P(None, "sequence"))))
+    np.testing.assert_allclose(got, crossent_jax.linear_cross_entropy(HIDDEN, HEAD, LABELS), rtol=1e-6)
 
 
 def test_other_bad_calls():
@@ -231,7 +295,9 @@ def test_other_bad_calls():
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     loss = crossent_jax.sharded(linear, hidden=P(), head=P(None, "model"))
     with jax.set_mesh(mesh):
-        with pytest.raises(ValueError, match="8 devices of 'model' must divide the vocabulary; got 39"):
+        with pytest.raises(
+            ValueError, match=r"head of shape \(24, 39\) .* the 8 devices of 'model' must divide its axis 1; got 39"
+        ):
             loss(HIDDEN, HEAD[:, :39], LABELS)
         with pytest.raises(ValueError, match="axis_name follows from the specs"):
             loss(HIDDEN, HEAD, LABELS, axis_name="model")

@@ -7,7 +7,7 @@ The choice depends on the problem alone. What depends on the platform compiled f
 from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,23 +16,27 @@ from ..backends.record import Backend, Problem
 
 
 class Decision(NamedTuple):
-    """The outcome of one choice: the problem, the backend, what there is to say of each backend, and the scheme of a fused
-    linear loss (None where the logits are given)."""
+    """The outcome of one choice: the problem, the backend, what there is to say of each backend, the scheme of a fused
+    linear loss (None where the logits are given), and what ``sharded`` moves (None without it)."""
 
     problem: Problem
     backend: str
     reasons: tuple[tuple[str, str], ...]
     scheme: str | None = None
+    sharded: Any = None
 
     def __str__(self) -> str:
         function, arrays, axis_name = self.problem[:3]
         mesh = f", classes sharded over mesh axis {axis_name!r}" if axis_name else ""
         lines = [f"{function} on {arrays}{mesh}: {self.backend}"]
+        lines += [f"  {line}" for line in str(self.sharded).splitlines()] if self.sharded else []
         lines += [f"  scheme: {self.scheme}"] if self.scheme else []
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.reasons])
 
 
 _recorders: ContextVar[tuple[list[Decision], ...]] = ContextVar("recorders", default=())  # of this thread, outer ones first
+
+_sharded: ContextVar[Callable[[], Any]] = ContextVar("sharded", default=lambda: None)  # what moves around the choices made
 
 
 def select(
@@ -48,7 +52,7 @@ def select(
     chosen = implementation or next(name for name, refusal in refusals.items() if refusal is None)
     for decisions in _recorders.get():
         decision = _decision(problem, chosen, implementation, refusals)
-        decisions.append(decision._replace(scheme=scheme(BACKENDS[chosen])))
+        decisions.append(decision._replace(scheme=scheme(BACKENDS[chosen]), sharded=_sharded.get()()))
     return BACKENDS[chosen]
 
 
@@ -60,6 +64,16 @@ def _decision(problem: Problem, chosen: str, asked: str | None, refusals: dict[s
         return refusals[name] or f"{passed_over}: {BACKENDS[name].summary}"
 
     return Decision(problem, chosen, tuple((name, reason(name)) for name in BACKENDS))
+
+
+@contextmanager
+def inside_sharded(movement: Callable[[], Any]):
+    """Decisions made meanwhile have this, whose text they print: the movement of arrays around them."""
+    before = _sharded.set(movement)
+    try:
+        yield
+    finally:
+        _sharded.reset(before)
 
 
 @contextmanager
@@ -83,7 +97,8 @@ def explain(function, *args, **kwargs) -> tuple[Decision, ...]:
         args, kwargs: its arguments; arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-        One :class:`Decision` per loss met; ``print`` shows the reasons.
+        One :class:`Decision` per loss met; ``print`` shows the reasons. Of a loss of ``sharded`` the arrays are those
+        of one device, and ``Decision.sharded`` has what moves between devices, with bytes.
 
     Raises:
         Whatever ``function`` raises for these arguments.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._dense.shards import local_labels, sum_over, total_classes
+from .._dense.shards import known_labels, local_labels, sum_over, total_classes
 from .._dense.vjp import row_state, without_dead_values
 from .._jax.versions import lookup
 from .._linear.counted import Masks
@@ -32,17 +32,19 @@ from . import checks
 
 class Prepared(NamedTuple):
     """What the state of rows is made from (``operands``; no logits where they are a projection), and what their losses need
-    besides: valid rows, class weight of each row, and rows that can reach the result (None each: all, 1, all)."""
+    besides: valid rows, class weight of each row, and rows that can reach the result (None each: all, 1, all). ``known``:
+    which labels are of a class, where the classes are split (:func:`known_labels`)."""
 
     operands: Operands
     valid: Maybe
     weight: Maybe
     live: Maybe
+    known: Maybe
 
     @property
     def masks(self) -> Masks:
         """Of the rows of a projection."""
-        return Masks(self.valid, self.live)
+        return Masks(self.valid, self.live, self.known)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -125,7 +127,7 @@ def _state(spec: Spec, wanted: Wanted, rows: Rows, parts: Prepared) -> State:
     if spec.linear is not None:
         state = projection_state(spec, wanted, rows.logits, parts.operands, parts.masks)
     else:
-        state = row_state(BACKENDS[spec.backend], wanted, parts.operands, parts.live, spec.axis_name)
+        state = row_state(BACKENDS[spec.backend], wanted, parts.operands, parts.live, spec.axis_name, parts.known)
     chex.assert_shape([field for field in state if field is not None], _batch_shape(spec, rows))
     chex.assert_type([state.maximum, state.exp_sum, state.target_dot], rows.dtype)
     return state
@@ -136,19 +138,19 @@ def _prepare(spec: Spec, rows: Rows, prior: bool) -> Prepared:
     classes = _local_classes(spec, rows)
     everywhere = total_classes(classes, spec.axis_name)
     if is_soft(rows.target):
-        valid = rows.where
+        valid, known = rows.where, None
         target, weight = _weighted_targets(spec, rows._replace(target=_targets_that_count(spec, rows)), dtype)
         matters = weight
     else:
         valid = valid_rows(rows.target, rows.where, spec.ignore_index)
         index = keep(valid, class_index(rows.target, everywhere))
-        target = local_labels(index, classes, spec.axis_name)
+        target, known = local_labels(index, classes, spec.axis_name), known_labels(index, spec.axis_name)
         weight = _weight_of_label(spec, rows.class_weights, target, dtype)
         matters = None if weight is None else jnp.where(index < 0, 1, weight)  # the loss of a label of no class is NaN
     temperature = None if rows.temperature is None else usable(jnp.asarray(rows.temperature, dtype))
     pi = _prior(rows.class_weights, classes, dtype) if prior else None
     operands = Operands(None if linear else rows.logits, target, pi, rows.class_mask, temperature)
-    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else matters))
+    return Prepared(operands, valid, weight, _live_rows(valid, rows.row_weights, None if prior else matters), known)
 
 
 def _local_classes(spec: Spec, rows: Rows) -> int:

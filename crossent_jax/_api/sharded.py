@@ -1,4 +1,4 @@
-"""Linear losses of arrays that are split over a mesh, each array moved once."""
+"""Linear losses of arrays that are split over a mesh, each array moved once; of contrastive ones see ``sharded_pairs``."""
 
 import inspect
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from .._row.reduce import LossSum
 from . import checks
+from .dispatch import inside_sharded
 from .linear import (
     linear_cross_entropy,
     linear_loss,
@@ -21,7 +21,10 @@ from .linear import (
     linear_token_log_probs,
 )
 from .linear_divergence import linear_divergence
+from .mesh_specs import ARRAYS, HEADS, HIDDEN, OF_CLASSES, OF_LOGITS, OF_ROWS, mapped, names_of, require_spec
+from .moved import movement
 from .options import completed
+from .sharded_pairs import CONTRASTIVE, sharded_pairs
 
 FUNCTIONS = (
     linear_cross_entropy,
@@ -31,11 +34,6 @@ FUNCTIONS = (
     linear_loss,
     linear_divergence,
 )
-# What the axes of an argument are; of all others an array is a number.
-HIDDEN, HEADS = ("hidden", "teacher_hidden"), ("head", "teacher_head")
-OF_ROWS = ("labels", "where", "row_weights", "segment_ids", "row_args", "teacher_top_k")
-OF_LOGITS, OF_CLASSES = ("targets", "teacher_logits"), ("bias", "teacher_bias", "class_weights", "class_mask")
-ARRAYS = HIDDEN + HEADS + OF_ROWS + OF_LOGITS + OF_CLASSES
 MADE_HERE = ("axis_name", "sequence_axis_name")
 
 
@@ -70,6 +68,14 @@ class Layout(NamedTuple):
             return P(self.classes)
         return P(*rows, self.classes) if name in OF_LOGITS + OF_CLASSES else P()
 
+    def fix(self, name: str, axis: int) -> str:
+        """What to do where devices do not divide an axis of an argument of this name."""
+        if name not in HEADS:
+            return "Pad the batch, and mask the padding with where."
+        if axis == self.vocab_axes[name]:
+            return "Pad the head, and mask the padding with class_mask."
+        return "Split its features over fewer devices."
+
     def gather(self, name: str, x):
         """What a device needs of an argument of this name: all features, and all rows of its devices of the classes."""
         if name in HIDDEN and self.gathered is not None:
@@ -80,7 +86,7 @@ class Layout(NamedTuple):
 
 
 def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) -> Callable:
-    """A linear loss of arrays that are split over the ambient mesh (``jax.set_mesh``), each of which is moved once.
+    """A linear or contrastive loss of arrays that are split over the ambient mesh (``jax.set_mesh``), each moved once.
 
     Under ``jax.jit`` the types of arrays on an Auto mesh do not say how they are split, and a loop over chunks of rows may
     gather a head, or add up its gradient over devices, in every chunk. Here the specs say it, and the loss runs inside
@@ -93,11 +99,13 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
     vocabulary                          a few numbers a row, once the gradient of the hidden states
     features of the head                the head, gathered once; the sum of its gradient, scattered once
     rows, by the vocabulary's axis too  hidden states, gathered once; the sum of their gradient, scattered once
+    queries and keys                    the keys, gathered once; the sum of their gradient, scattered once
     ==================================  ============================================================================
 
     Args:
         function: ``linear_cross_entropy``, ``linear_soft_cross_entropy``, ``linear_token_log_probs``, ``linear_row_stats``,
-            ``linear_loss`` or ``linear_divergence``.
+            ``linear_loss`` or ``linear_divergence``; or ``info_nce`` or ``sigmoid_contrastive``: then ``hidden`` is the spec
+            of the queries and ``head`` that of the keys, both the same, of one mesh axis that splits the batch.
         hidden: the spec of the hidden states, ``(..., d)``. Their batch axes may be split by any mesh axes, d by none.
         head: the spec of the head. Its vocabulary may be split by one mesh axis; its features by axes that split rows too
             (parameters split over the devices of a batch).
@@ -110,9 +118,10 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
         vocabulary. Within another ``jax.shard_map`` it takes the axes that are left, and a gradient one product more.
 
     Raises:
-        TypeError, ValueError: for another function; a spec that names an axis that the ambient mesh has not, that splits the
-            features of hidden states, or the head's features over devices that do not split rows; a vocabulary that its axis
-            does not divide; labels split unlike the hidden states; a sequence split by several axes, with ``shift``.
+        TypeError, ValueError: for another function; a spec that names an axis that the ambient mesh has not, or one twice,
+            that splits the features of hidden states, or the head's features over devices that do not split rows; an axis of
+            an array that its devices do not divide; labels split unlike the hidden states; a sequence split by several axes,
+            with ``shift``; and what the function raises, in the shapes of whole arrays.
 
     Example:
         >>> import jax, jax.numpy as jnp, crossent_jax
@@ -124,12 +133,13 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
         ...     print(jax.jit(loss)(jnp.ones((2, 3, 4)), jnp.zeros((4, 8)), jnp.zeros((2, 3), int)).round(4))
         2.0794
     """
-    if function not in FUNCTIONS:
-        raise TypeError(f"sharded takes {', '.join(f.__name__ for f in FUNCTIONS)}; got {function!r}.")
+    if function not in FUNCTIONS + CONTRASTIVE:
+        raise TypeError(f"sharded takes {', '.join(f.__name__ for f in FUNCTIONS + CONTRASTIVE)}; got {function!r}.")
     given = {"hidden": hidden, "head": head} | ({} if labels is None else {"labels": labels})
     for name, spec in given.items():
-        if not isinstance(spec, P):
-            raise TypeError(f"{name} must be a jax.P, the mesh axes that split each axis of {name}; got {spec!r}.")
+        require_spec(name, spec)
+    if function in CONTRASTIVE:
+        return sharded_pairs(function, given)
 
     @wraps(function)
     def run(*arguments, **options):
@@ -137,19 +147,29 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
         layout = _layout(given, call)
         specs = {name: jax.tree.map(partial(layout.spec, name), x) for name, x in call.arrays.items()}
 
+        axes = _axes(layout, call.static.get("shift", 0))
+
         def here(arrays):
-            arrays = {name: layout.gather(name, x) for name, x in arrays.items()}
-            positional = [arrays.pop(name) for name in call.positional]
-            loss = partial(function, *call.first, *positional, *arrays.pop("row_args", ()))
-            return _reduced(layout, loss, call.static | arrays | _axes(layout, call.static.get("shift", 0)))
+            loss, named = _loss_of(function, call, {name: layout.gather(name, x) for name, x in arrays.items()})
+            return _reduced(layout, loss, call.static | named | axes)
+
+        def whole(arrays):
+            loss, named = _loss_of(function, call, arrays)
+            return loss(**call.static, **named)
 
         of_tokens = call.static.get("reduction", "none") == "none"
         out_specs = layout.spec("labels", None) if of_tokens else P()
-        inside = jax.checkpoint(here) if _is_inside() else here
-        run_there = jax.shard_map(inside, in_specs=(specs,), out_specs=out_specs, axis_names=_free_axes())
-        return run_there(jax.tree.map(_placed, call.arrays, specs))
+        with inside_sharded(partial(movement, layout, function.__name__, call.arrays, call.static)):
+            return mapped(here, whole, call.arrays, specs, out_specs, layout.fix)
 
     return run
+
+
+def _loss_of(function: Callable, call: "_Call", arrays: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
+    """The loss of arrays, all of which have been passed on but those that are named."""
+    arrays = dict(arrays)
+    positional = [arrays.pop(name) for name in call.positional]
+    return partial(function, *call.first, *positional, *arrays.pop("row_args", ())), arrays
 
 
 class _Call(NamedTuple):
@@ -188,12 +208,6 @@ def _is_array(x) -> bool:
     return not isinstance(x, tuple)
 
 
-def _placed(x, spec: P):
-    """On an Explicit mesh an array must have the sharding that the spec says."""
-    is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    return jax.sharding.reshard(x, spec) if is_explicit else x
-
-
 def _reduced(layout: Layout, loss: Callable, options: dict[str, Any]):
     """The result of all devices."""
     reduction = options.get("reduction", "none")
@@ -225,31 +239,6 @@ def _axes(layout: Layout, shift: int) -> dict[str, str]:
 # --- from specs to a layout ------------------------------------------------------------------------
 
 
-def _free_axes() -> set[str]:
-    """Of the ambient mesh, but for those over which a ``jax.shard_map`` around this runs."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
-
-
-def _is_inside() -> bool:
-    """Whether a ``jax.shard_map`` is around this: JAX (to 0.12.0.1) cannot keep anything of one in another between forward
-    and backward pass (``findings/nested_shard_map_gradient.sh``)."""
-    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
-
-
-def _names(spec: P, ndim: int, what: str) -> list[tuple[str, ...]]:
-    """The mesh axes of each array axis."""
-    if len(spec) > ndim:
-        raise ValueError(f"{what}={spec} has more axes than {what}, which has {ndim}.")
-    names = [() if part is None else part if isinstance(part, tuple) else (part,) for part in spec]
-    known = _free_axes()
-    unknown = [name for part in names for name in part if name not in known]
-    if unknown:
-        has = f"which has {', '.join(sorted(known))}" if known else "of which there is none: `with jax.set_mesh(mesh):`"
-        raise ValueError(f"{what}={spec} names {unknown[0]!r}, which must be an axis of the ambient mesh, {has}.")
-    return [*names, *[()] * (ndim - len(names))]
-
-
 def _layout(given: dict[str, P], call: _Call) -> Layout:
     ndim, vocab_axis = call.arrays["hidden"].ndim, checks.head_vocab_axis(call.static["head_vocab_axis"])
     of_teacher = call.static.get("teacher_head_vocab_axis")
@@ -257,39 +246,38 @@ def _layout(given: dict[str, P], call: _Call) -> Layout:
         "head": vocab_axis,
         "teacher_head": vocab_axis if of_teacher is None else checks.head_vocab_axis(of_teacher),
     }
-    of_head = _names(given["head"], 2, "head")
+    of_head = names_of(given["head"], 2, "head")
     if len(of_head[vocab_axis]) > 1:
         raise ValueError(f"one mesh axis at most may split the vocabulary; got head={given['head']}.")
     classes, features = next(iter(of_head[vocab_axis]), None), of_head[1 - vocab_axis]
-    *batch, of_features = _names(given["hidden"], ndim, "hidden")
+    *batch, of_features = names_of(given["hidden"], ndim, "hidden")
     if of_features:
-        raise ValueError(f"hidden={given['hidden']} splits the features of hidden states: give None for them.")
+        raise ValueError(
+            f"hidden={given['hidden']} splits the features of hidden states, their last axis: give None for it; got hidden "
+            f"of shape {call.arrays['hidden'].shape}."
+        )
     gathered = next((axis for axis, names in enumerate(batch) if classes in names), None)
     if gathered is not None and batch[gathered][-1] != classes:
         raise ValueError(f"{classes!r}, the axis of the vocabulary, must be the last of {batch[gathered]} in hidden's spec.")
     layout = Layout(_without(classes, batch), classes, gathered, features, vocab_axes)
-    idle = [name for name in features if name not in layout.axes]
-    if idle:
-        raise ValueError(
-            f"head={given['head']} splits features over {idle[0]!r}, over which rows are not split: its devices would all "
-            "do the same. Split a batch axis of hidden over it too."
-        )
-    if "labels" in given and _without(classes, _names(given["labels"], ndim - 1, "labels")) != layout.rows:
+    _require_busy(layout, given["head"])
+    if "labels" in given and _without(classes, names_of(given["labels"], ndim - 1, "labels")) != layout.rows:
         raise ValueError(f"labels={given['labels']} must be split as the batch axes of hidden={given['hidden']}.")
-    _check_classes(layout, call.arrays["head"].shape)
     return layout
+
+
+def _require_busy(layout: Layout, head: P) -> None:
+    """Demand that devices with other features of the head have other rows."""
+    idle = [name for name in layout.features if name not in layout.axes]
+    if idle:
+        vocab_axis = layout.vocab_axes["head"]
+        meant = P(idle[0], None) if vocab_axis == 0 else P(None, idle[0])
+        raise ValueError(
+            f"head={head} splits features, axis {1 - vocab_axis} of head, over {idle[0]!r}, over which rows are not split: "
+            f"its devices would all do the same. If the vocabulary is meant, axis {vocab_axis} of head, give head={meant}; "
+            "for features split a batch axis of hidden over it too."
+        )
 
 
 def _without(classes: str | None, axes: list[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(name for name in names if name != classes) for names in axes)
-
-
-def _check_classes(layout: Layout, shape: tuple[int, ...]) -> None:
-    if layout.classes is None or len(shape) != 2:  # the loss refuses another head
-        return
-    devices, classes = jax.sharding.get_abstract_mesh().shape[layout.classes], shape[layout.vocab_axes["head"]]
-    if classes % devices:
-        raise ValueError(
-            f"the {devices} devices of {layout.classes!r} must divide the vocabulary; got {classes} classes. Pad the head "
-            "and mask the padding with class_mask."
-        )

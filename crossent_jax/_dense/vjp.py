@@ -12,19 +12,22 @@ import jax.numpy as jnp
 
 from .._jax.versions import typed_like
 from .._row.block import Operands, Wanted, is_soft
-from .._row.state import State
+from .._row.state import Maybe, State
 from ..backends.record import Backend
 from .blocks import gradient_by_rows, keeps_exponentials, state_and_exponentials, state_by_rows
 from .shards import jointly_varying, merge_shards
 
 
-def row_state(backend: Backend, wanted: Wanted, operands: Operands, live, axis_name: str | None) -> State:
-    """The state of whole rows, joined over the shards of ``axis_name``. ``live``: rows that can count, None for all."""
+def row_state(
+    backend: Backend, wanted: Wanted, operands: Operands, live, axis_name: str | None, known: Maybe = None
+) -> State:
+    """The state of whole rows, joined over the shards of ``axis_name``. ``live``: rows that can count, None for all.
+    ``known``: rows whose label is of a class (:func:`known_labels`)."""
     if backend.dense_gradient is None and live is not None:
         target = without_dead_values(operands.target, live, wanted.axis) if is_soft(operands.target) else operands.target
         operands = operands._replace(logits=without_dead_values(operands.logits, live, wanted.axis), target=target)
     state = dense_state(backend, wanted, jointly_varying(operands))
-    return merge_shards(state, axis_name, operands.logits.shape[wanted.axis], operands.temperature)
+    return merge_shards(state, axis_name, operands.logits.shape[wanted.axis], operands.temperature, known)
 
 
 def without_dead_values(x: jax.Array, live, axis: int) -> jax.Array:

@@ -41,10 +41,12 @@ LEAST_WORK = 2**28  # multiplications of a product, n d v: with less the order m
 
 class Masks(NamedTuple):
     """Which rows count, None for all. ``valid``: those not ignored. ``live``: of these, those whose weight is not 0, since
-    a weight of 0 has a gradient, for which its row must be seen."""
+    a weight of 0 has a gradient, for which its row must be seen. ``known``: those whose label is of a class, where the
+    classes are split over devices that all know it (``_dense.shards.known_labels``)."""
 
     valid: Maybe = None
     live: Maybe = None
+    known: Maybe = None
 
 
 def spares(masks: Masks, projection: Projection, operands: Operands) -> bool:

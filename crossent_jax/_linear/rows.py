@@ -42,10 +42,10 @@ def sizes_of(linear: LinearSpec, projection: Projection, distributions: int = 1)
 def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, masks: Masks) -> State:
     """The state of whole rows, joined over the shards of ``spec.axis_name``: of the batch's shape."""
     batch = projection.hidden.shape[:-1]
-    plans, masks, fused = _fused(spec, wanted, projection, operands, masks)
-    state = linear_state(plans, masks, fused)
+    plans, counted, fused = _fused(spec, wanted, projection, operands, masks)
+    state = linear_state(plans, counted, fused)
     state = jax.tree.map(lambda field: regrouped(field, field.ndim, batch, projection.hidden), state)
-    return merge_shards(state, spec.axis_name, _classes(spec, projection), operands.temperature)
+    return merge_shards(state, spec.axis_name, _classes(spec, projection), operands.temperature, masks.known)
 
 
 def projection_sum(
@@ -59,15 +59,15 @@ def projection_sum(
     shared: Shared,
 ) -> Array:
     """The sum of the losses of all rows: ``losses(state, of_rows, shared)`` of whole rows, of any batch shape."""
-    plans, masks, fused = _fused(spec, wanted, projection, operands, masks)
+    plans, counted, fused = _fused(spec, wanted, projection, operands, masks)
     rows, batch_axes = fused.projection.hidden.shape[:-1], projection.hidden.ndim - 1
-    of_rows = jax.tree.map(lambda x: regrouped(x, batch_axes, rows, projection.hidden), of_rows)
+    of_rows = jax.tree.map(lambda x: regrouped(x, batch_axes, rows, projection.hidden), (masks.known, of_rows))
     shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
     if BACKENDS[spec.backend].dense_gradient is None:
-        state, classes = linear_state(plans, masks, fused), _classes(spec, projection)
-        return losses(merge_shards(state, spec.axis_name, classes, shared.temperature), of_rows, shared)
+        state, classes = linear_state(plans, counted, fused), _classes(spec, projection)
+        return Loss(losses, spec.axis_name)(state, of_rows, shared, classes)
     of_rows, shared = _varying_like(fused, (of_rows, shared), spec.axis_name)
-    return fused_sum(plans, Loss(losses, spec.axis_name), masks, fused, of_rows, shared)
+    return fused_sum(plans, Loss(losses, spec.axis_name), counted, fused, of_rows, shared)
 
 
 def plan_dtype(projection: Projection) -> jnp.dtype:
@@ -88,7 +88,7 @@ def _fused(
     assert linear is not None, "a projection comes with a linear spec"
     classes = projection.head.shape[linear.vocab_axis]
     sizes, devices = sizes_of(linear, projection), devices_of_rows(hidden)
-    backend, live = BACKENDS[spec.backend], masks.live
+    backend, live, masks = BACKENDS[spec.backend], masks.live, masks._replace(known=None)
     masks = masks if backend.dense_gradient is not None and spares(masks, projection, operands) else Masks()
     seen_as = batch if masks.live is None else (math.prod(batch),)
     rows, elsewhere = (cut_rows(seen_as, sizes, linear.limits, on_cpu, devices) for on_cpu in (True, False))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .._dense.shards import local_labels, sum_over, total_classes
+from .._dense.shards import known_labels, local_labels, sum_over, total_classes
 from .._dense.vjp import row_state
 from .._jax.dtypes import statistics_dtype
 from .._row.block import Operands, Wanted, is_soft
@@ -138,5 +138,6 @@ def _with_tail(spec: PairSpec, log_probs: Array, everything: bool) -> Array:
 def _label_loss(spec: PairSpec, z: Array, label: Array) -> Array:
     """-log softmax(z) at the label, of whole rows; NaN where the label is of no class."""
     index = local_labels(label, z.shape[-1], spec.axis_name)
-    state = row_state(BACKENDS[spec.backend], Wanted(-1), Operands(z, index), None, spec.axis_name)
+    known = known_labels(label, spec.axis_name)
+    state = row_state(BACKENDS[spec.backend], Wanted(-1), Operands(z, index), None, spec.axis_name, known)
     return finalize(state, temperature=None, soft=False).nll
