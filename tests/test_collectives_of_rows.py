@@ -54,8 +54,8 @@ CASES = {  # a function of arrays that are split; the arrays; their specs; bytes
     "targets": (partial(crossent_jax.soft_cross_entropy, **OVER), (LOGITS, TEACHER), 16, TWO_ROUNDS),
     "a head": (loss_of_hidden, (HEAD,), 12, {"maximum": 3, "add": 3}),
     "a head, every term": (partial(loss_of_hidden, **TERMS), (HEAD,), 24, {"maximum": 3, "add": 3}),
-    "KL": (partial(crossent_jax.kl_divergence, **OVER), (LOGITS, TEACHER), 20, {"maximum": 1, "add": 2}),
-    "reverse KL": (partial(crossent_jax.reverse_kl_divergence, **OVER), (LOGITS, TEACHER), 20, {"maximum": 1, "add": 2}),
+    "KL": (partial(crossent_jax.kl_divergence, **OVER), (LOGITS, TEACHER), 24, {"maximum": 1, "add": 2}),
+    "reverse KL": (partial(crossent_jax.reverse_kl_divergence, **OVER), (LOGITS, TEACHER), 24, {"maximum": 1, "add": 2}),
     "Jensen-Shannon": (partial(crossent_jax.js_divergence, **OVER), (LOGITS, TEACHER), 28, {"maximum": 1, "add": 2}),
 }
 

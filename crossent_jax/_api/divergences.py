@@ -56,9 +56,9 @@ def divergence(logits: ArrayLike, teacher_logits: ArrayLike, **options: Unpack[D
     Returns:
         Nats, float32 (float64 if either side is): a scalar, the batch shape for "none", or a ``LossSum``. Exactly 0 for
         identical logits and never negative, also far below float32's resolution of the terms: a KL divergence of 1e-10 keeps
-        four digits (three with ``axis_name``, where 1e-13 may be lost). +inf where a class has no probability under the
-        distribution that the logarithm is taken of, and where one side has no class at all. In such a row a side whose
-        gradient has no finite limit gets 0. NaN or +inf logits give NaN for their row alone.
+        four digits. +inf where a class has no probability under the distribution that the logarithm is taken of, and where
+        one side has no class at all. In such a row a side whose gradient has no finite limit gets 0. NaN or +inf logits give
+        NaN for their row alone.
 
     Raises:
         TypeError, ValueError: for a wrong shape (a different vocabulary), dtype, range of a Python number, an unknown kind,
