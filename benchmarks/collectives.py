@@ -23,16 +23,24 @@ def sent_bytes(text: str, devices: int) -> float:
     for name, times in repetitions(found):
         types = {operation.name: unlaid(operation.type) for operation in found[name]}
         for operation in found[name]:
-            kind = operation.kind.removesuffix("-start")
+            kind, line = collective(operation, found)
             if kind in SENT:
                 given = sum(bytes_of(types[operand]) for operand in operation.operands)
-                total += times * SENT[kind](given, bytes_of(types[operation.name]), group_size(operation, devices))
+                total += times * SENT[kind](given, bytes_of(types[operation.name]), group_size(line, devices))
     return total
 
 
-def group_size(operation: Operation, devices: int) -> int:
+def collective(operation: Operation, found: dict[str, list[Operation]]) -> tuple[str, str]:
+    """Its kind, and the line that names its devices. A TPU scatters in a fusion of a sum and a slice, which it names so."""
+    scatter = re.search(r"calls=%(all-reduce-scatter[\w.\-]*)", operation.line)
+    if scatter:
+        return "reduce-scatter", next(o.line for o in found[scatter[1]] if o.kind == "all-reduce")
+    return operation.kind.removesuffix("-start"), operation.line
+
+
+def group_size(line: str, devices: int) -> int:
     """How many devices take part together: a program lists them, counts them, or names axes of a mesh."""
-    groups = re.search(r"replica_groups=(\{\{[\d,]*\}|\[\d+,\d+\]|mesh\[.*?\] \{.*?\})", operation.line)
+    groups = re.search(r"replica_groups=(\{\{[\d,]*\}|\[\d+,\d+\]|mesh\[.*?\] \{.*?\})", line)
     if not groups:
         return devices
     words = groups[1]

@@ -44,9 +44,15 @@ def test_the_formula_is_what_a_program_sends(mesh):
     assert 0 <= sent_bytes(text, 8) - pod.sent_bytes(SHAPE, mesh, item=4) <= 16
 
 
-# Lines of compiled programs: a v5e's, of which S(1) lies in its fast memory; two of an H100; groups by axes and by count.
+# As in compiled programs: of a v5e, where S(1) is its fast memory, and of an H100 (-start); groups as a list, a count, axes.
 LINES = """
 HloModule program
+
+%all-reduce-scatter.1 (input: f32[64,32]) -> f32[16,32] {
+  %input = f32[64,32]{1,0:T(8,128)} parameter(0)
+  %all-reduce.7 = f32[64,32]{1,0:T(8,128)} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %dynamic-slice.1 = f32[16,32]{1,0:T(8,128)S(1)} dynamic-slice(%all-reduce.7, %i), dynamic_slice_sizes={16,32}
+}
 
 ENTRY %main (p: bf16[128,8192], q: f32[64,32]) -> f32[] {
   %p = bf16[128,8192]{1,0:T(8,128)(2,1)S(1)} parameter(0)
@@ -63,6 +69,7 @@ READ = {
     "%g = (f32[64,32]{1,0}, f32[256,32]{1,0}) all-gather-start(%q), replica_groups=[2,4]<=[4,2]T(1,0)": 24576,
     "%g = f32[256,32]{1,0} all-gather(%q), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}": 24576,
     "%c = (f32[64,32]{1,0}, f32[64,32]{1,0}) collective-permute-start(%q), source_target_pairs={{0,1},{1,0}}": 8192,
+    "%f = f32[16,32]{1,0:T(8,128)S(1)} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.1": 6144,
     "%d = f32[256,32]{1,0} all-gather-done(%q)": 0,
 }
 
