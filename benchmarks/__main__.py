@@ -1,4 +1,4 @@
-"""``python -m benchmarks run | compare | plot | targets | aot | memory | list | env``: see ``--help`` of each."""
+"""``python -m benchmarks run | compare | plot | targets | aot | memory | pod | list | env``: see ``--help`` of each."""
 
 import argparse
 import json
@@ -27,6 +27,12 @@ def positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text!r}: give a positive number")
     return value
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}: give a whole number from 1 up")
+    return int(text)
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +87,14 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--dtype", nargs="+", choices=DTYPES)
     memory.add_argument("--pairs", action="store_true", help="every two options of cross_entropy together, instead")
     memory.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keep the results; never overwrites")
+    pod = commands.add_parser("pod", help="predicted time, wire and memory of a linear loss from one chip to a pod")
+    pod.add_argument("--chip", choices=("v5e", "v5p", "v6e"), default="v5p", help="default: v5p")
+    pod.add_argument("--rows", type=count, default=512 * 8192, help="of a step, all chips together (default 512 x 8192)")
+    pod.add_argument("--features", type=count, default=8192, help="default 8192")
+    pod.add_argument("--vocabulary", type=count, default=131072, help="default 131072")
+    pod.add_argument(
+        "--model", type=count, default=8, help="chips that split the vocabulary where rows are split too (default 8)"
+    )
     commands.add_parser("list", help="suites, operations, implementations and shapes")
     env = commands.add_parser("env", help="what a result would be measured on")
     env.add_argument("--device", choices=("cpu", "gpu", "tpu"))
@@ -90,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        from . import aot, compare, listing, memory, plots, records, run, targets
+        from . import aot, compare, listing, memory, plots, pod, records, run, targets
     except ModuleNotFoundError as error:
         print(f"benchmarks: the package {error.name} is missing: pip install '.[bench]'", file=sys.stderr)
         return 2
@@ -101,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         "targets": targets.main,
         "aot": aot.main,
         "memory": memory.main,
+        "pod": pod.main,
         "list": listing.main,
         "env": lambda options: print(json.dumps(run.environment_of(options), indent=1)) or 0,
     }

@@ -80,14 +80,14 @@ def missing_compiler(chip: str) -> str | None:
 
 
 def devices(chip: str, gpus: int = 1):
-    """Of this CPU, of so many GPUs of one host, or of the smallest slice of a TPU."""
+    """Of this CPU, of so many GPUs of one host, of the smallest slice of a TPU, or of a slice that is named ("v5e:4x4")."""
     if chip == "cpu":
         return jax.devices("cpu")
     if chip in GPUS:
         shape = f"1x{gpus}x1"
         return topologies.get_topology_desc(platform="cuda", target_config=description(GPUS[chip]), topology=shape).devices
     os.environ.update(PRETENCE)
-    return topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip]).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES.get(chip, chip)).devices
 
 
 def compile_for(chip: str, function, *shapes_and_dtypes):

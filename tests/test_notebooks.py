@@ -28,8 +28,8 @@ def code(name):
     return [cell for cell in committed(name)["cells"] if cell["cell_type"] == "code"]
 
 
-def test_there_are_eight_in_order():
-    assert [name[:2] for name in NAMES] == [f"0{i}" for i in range(1, 9)]
+def test_there_are_nine_in_order():
+    assert [name[:2] for name in NAMES] == [f"0{i}" for i in range(1, 10)]
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
 
 
