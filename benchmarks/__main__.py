@@ -1,4 +1,4 @@
-"""``python -m benchmarks run | compare | plot | targets | aot | memory | pod | list | env``: see ``--help`` of each."""
+"""``python -m benchmarks run | compare | plot | targets | aot | memory | meshes | pod | list | env``: see ``--help`` of each."""
 
 import argparse
 import json
@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--dtype", nargs="+", choices=DTYPES)
     memory.add_argument("--pairs", action="store_true", help="every two options of cross_entropy together, instead")
     memory.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keep the results; never overwrites")
+    meshes = commands.add_parser("meshes", help="every loss and option on meshes of eight CPU devices, beside one device")
+    meshes.add_argument("--loss", nargs="+", metavar="WORDS", help="those with these words in their names")
+    meshes.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keep the results; never overwrites")
     pod = commands.add_parser("pod", help="predicted time, wire and memory of a linear loss from one chip to a pod")
     pod.add_argument("--chip", choices=("v5e", "v5p", "v6e"), default="v5p", help="default: v5p")
     pod.add_argument("--rows", type=count, default=512 * 8192, help="of a step, all chips together (default 512 x 8192)")
@@ -104,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        from . import aot, compare, listing, memory, plots, pod, records, run, targets
+        from . import aot, compare, listing, memory, meshes, plots, pod, records, run, targets
     except ModuleNotFoundError as error:
         print(f"benchmarks: the package {error.name} is missing: pip install '.[bench]'", file=sys.stderr)
         return 2
@@ -115,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         "targets": targets.main,
         "aot": aot.main,
         "memory": memory.main,
+        "meshes": meshes.main,
         "pod": pod.main,
         "list": listing.main,
         "env": lambda options: print(json.dumps(run.environment_of(options), indent=1)) or 0,

@@ -296,13 +296,28 @@ def targets_of_chips() -> list[Target]:
     ]
 
 
+def targets_of_meshes() -> list[Target]:
+    def largest(kind: str):
+        def figures(rows):
+            for row in rows:
+                if row["op"].startswith("meshes: "):
+                    yield f"{row['op'].removeprefix('meshes: ')}, {row['way']}, {row['mesh']}", 1e6 * row[kind]
+
+        return figures
+
+    return [
+        Target("meshes: error of a value, millionths", 1, largest("loss_error")),
+        Target("meshes: error of a gradient, millionths of its largest", 10, largest("gradient_error")),
+    ]
+
+
 def per_token_to_products(found):
     both = [found[name]["to_ours"] for name in ("ours-per-token", "products-4") if name in found]
     return both[0] / both[1] if len(both) == 2 else None
 
 
 def targets() -> list[Target]:
-    return targets_of_logits() + targets_of_linear() + targets_of_pairs() + targets_of_chips()
+    return targets_of_logits() + targets_of_linear() + targets_of_pairs() + targets_of_chips() + targets_of_meshes()
 
 
 def verdict(target: Target, figures: list[tuple[str, float]]) -> tuple[str, float, bool]:

@@ -1,5 +1,5 @@
-"""Passes of a TPU's kernel over rows of given arrays: one that folds the classes of each row into numbers, and one that writes
-a number for each class.
+"""Passes of a TPU's kernel over rows of given arrays: one folds the classes of each row into numbers, the other writes a
+number for each class.
 
 What is computed of a block of rows and classes is the caller's: functions that are traced into the kernel. What is here is
 plumbing:
