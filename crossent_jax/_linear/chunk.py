@@ -39,13 +39,12 @@ less. Otherwise dz is made once, from the logits, in that dtype. Model cycles, m
 | dz once, from the logits | 169 | 74 |
 | the exponentials kept | 149 | 64 |
 | and the last chunk apart (``_linear.fused``) | 144 | 61 |
-| and relative to a guess, where the product gives them (``_by_guess``) | 120 | 50 |
 | three bare products, all rows at once | 103 | 35 |
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,16 +58,14 @@ from .._row.block import (
     Operands,
     Wanted,
     are_exponentials_enough,
-    block_state,
     gradient_of_exponentials,
     is_soft,
     marked_exponentials,
-    row_maximum,
     without_cotangent,
 )
 from .._row.labels import local_index
-from .._row.plain import LARGEST, state_relative_to_label, state_relative_to_maximum
-from .._row.state import NO_CLASS, Maybe, State, as_shift, merge
+from .._row.plain import state_relative_to_label, state_relative_to_maximum
+from .._row.state import NO_CLASS, Maybe, State, merge
 from ..backends.record import Backend
 from .cuts import Blocks
 from .projection import (
@@ -86,7 +83,6 @@ from .projection import (
     transposed,
 )
 
-GUESSED_FROM = 128  # classes, of a TPU's tile
 ALIGNED, PADDED_TO = 8, 128  # elements of 16 bits on a GPU: what its products need, a tile of them
 
 
@@ -95,8 +91,7 @@ class Plan(NamedTuple):
     time, and all of the axis before it (if there is one), so that a batch axis split over devices stays where it is.
     ``exponentials``: whether they are kept in place of the logits where they may be; ``marked``: whether in the dtype of the
     products, the label marked by its sign; ``padded``: whether operands are; ``last_apart``: whether the last chunk is a
-    program of its own; ``by_label``: whether the state of a chunk that keeps none is relative to the label's logit;
-    ``by_guess``: whether that of any chunk is relative to the maximum of a few classes."""
+    program of its own; ``by_label``: whether the state of a chunk that keeps none is relative to the label's logit."""
 
     backend: Backend
     wanted: Wanted
@@ -109,7 +104,6 @@ class Plan(NamedTuple):
     padded: bool = False
     last_apart: bool = False
     by_label: bool = False
-    by_guess: bool = False
 
 
 class Plans(NamedTuple):
@@ -140,7 +134,7 @@ def plan_of_a_gpu(plan: Plan, fused: Fused, padded: bool) -> Plan:
     """A GPU's products take nothing in: dz is an array for them, whatever it is made of. Kept exponentials would be one more
     (an H100, as compiled: (16384, 4096, 151936) in bfloat16 moves 132 GB for 122, (4096, 1024, 65536) in float32 holds 1032
     MiB for 536), and so would the last chunk's part of the head's gradient."""
-    return plan._replace(padded=padded and may_be_padded(fused), exponentials=False, last_apart=False, by_guess=False)
+    return plan._replace(padded=padded and may_be_padded(fused), exponentials=False, last_apart=False)
 
 
 def _wants_padding(fused: Fused) -> bool:
@@ -200,13 +194,12 @@ def chunks_of(plan: Plan, fused: Fused) -> Pieces:
 
 def chunk_at(plan: Plan, fused: Fused, piece: Callable[[Array], Array]) -> Fused:
     """The rows of a chunk, with their logits; ``piece`` takes them from an array of all rows."""
-    return _with_logits(plan, _rows_at(fused, piece))
+    here = _rows_at(fused, piece)
+    return here._replace(operands=here.operands._replace(logits=piece_logits(plan.layout, here.projection)))
 
 
 def chunk_state(plan: Plan, here: Fused) -> State:
     """The state of a chunk's rows."""
-    if plan.by_guess:
-        return _by_guess(plan, here, lambda here, state: (state,))[0]
     blocks = _cut_classes(plan, here, plan.blocks.state)
     if blocks.all == 1 and plan.by_label:
         return state_relative_to_label(plan.wanted, here.operands, keep=False)[0]
@@ -274,41 +267,6 @@ def _classes_at(plan: Plan, here: Fused, first, classes: int) -> Fused:
     )
 
 
-def _by_guess(plan: Plan, here: Fused, made_with: Callable[[Fused, State], tuple]) -> tuple:
-    """``made_with(here, state)``, which begins with the state, relative to the maximum of a few classes: known before the
-    logits are, so that their product gives exponentials and sums, and none is written. Any shift serves a state; this one
-    belongs to a class, so no sum is less than 1. Where the sum of a row is not within ``LARGEST`` (a logit 41 nats above
-    those classes, NaN, no class), the chunk is done again relative to its maximum, with two more products, in a loop of one
-    turn or none."""
-
-    def made(here, shift):
-        return made_with(here, block_state(plan.wanted, here.operands, shift))
-
-    def again(carry):
-        same = _made_again(plan, here, carry[0])
-        maximum = row_maximum(plan.wanted, same.operands)
-        return made(_made_again(plan, here, maximum), maximum), carry[1] & False
-
-    few = _classes_at(plan, _without_logits(here), 0, min(GUESSED_FROM, classes_of(plan.layout, here.projection)))
-    out = made(here, as_shift(row_maximum(plan.wanted, _with_logits(plan, few).operands)))
-    unfit = ~jnp.all((out[0].exp_sum > 1 / LARGEST) & (out[0].exp_sum < LARGEST))
-    return jax.lax.while_loop(lambda carry: carry[1], again, (out, unfit))[0]
-
-
-def _made_again(plan: Plan, here: Fused, after: Any) -> Fused:
-    """With logits of a product of its own, which a compiler does not share with another."""
-    projection, _ = jax.lax.optimization_barrier((here.projection, after))
-    return _with_logits(plan, here._replace(projection=projection))
-
-
-def _with_logits(plan: Plan, here: Fused) -> Fused:
-    return here._replace(operands=here.operands._replace(logits=piece_logits(plan.layout, here.projection)))
-
-
-def _without_logits(here: Fused) -> Fused:
-    return here._replace(operands=here.operands._replace(logits=None))
-
-
 # --- what it adds to the gradients -----------------------------------------------------------------
 
 
@@ -321,20 +279,15 @@ def keeps_exponentials(plan: Plan, fused: Fused, needed: "Needed") -> bool:
 
 
 def with_exponentials(plan: Plan, here: Fused) -> tuple[Fused, State]:
-    """The chunk with its exponentials in place of its logits, and its state."""
+    """The chunk with its exponentials in place of its logits, and its state. Held together with the state, so that one pass
+    over the logits makes both."""
     if not plan.marked:
         state, kept = state_relative_to_maximum(plan.wanted, here.operands)
-    elif plan.by_guess:
-        state, kept = _by_guess(plan, here, lambda here, state: _with_marked(plan, here, state))
-    else:
-        state, kept = _with_marked(plan, here, chunk_state(plan, here))
-    return here._replace(operands=here.operands._replace(logits=kept)), state
-
-
-def _with_marked(plan: Plan, here: Fused, state: State) -> tuple[State, Array]:
-    """Held together, so that one pass over the logits makes both."""
+        return here._replace(operands=here.operands._replace(logits=kept)), state
+    state = chunk_state(plan, here)
     kept = marked_exponentials(plan.wanted, here.operands, state).astype(product_dtype(here.projection))
-    return jax.lax.optimization_barrier((state, kept))
+    kept, state = jax.lax.optimization_barrier((kept, state))
+    return here._replace(operands=here.operands._replace(logits=kept)), state
 
 
 class Sums(NamedTuple):

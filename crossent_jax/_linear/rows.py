@@ -11,12 +11,11 @@ from .._dense.shards import merge_shards
 from .._dense.vjp import without_dead_values
 from .._jax.dtypes import statistics_dtype
 from .._jax.row_blocks import on_one_device
-from .._jax.versions import devices_along, is_split, joint_axes, regrouped, varying_over
-from .._row.block import Operands, Wanted, are_exponentials_enough, block_state, is_plain, is_soft
+from .._jax.versions import devices_along, joint_axes, regrouped, varying_over
+from .._row.block import Operands, Wanted, is_plain, is_soft
 from .._row.losses import Shared
 from .._row.state import State
 from ..backends import BACKENDS
-from ..backends.record import Backend
 from .chunk import Fused, Plan, Plans
 from .counted import Masks, spares
 from .cuts import WHOLE, Sizes, cpu_blocks, cut_rows
@@ -106,22 +105,15 @@ def _fused(
         target=reshaped(target), class_mask=mask if mask is None or mask.ndim == 1 else reshaped(mask)
     )
     layout = Layout(linear.vocab_axis, linear.logits_dtype or str(plan_dtype(projection)))
-    accumulated = layout.logits_dtype == str(plan_dtype(projection))  # what is rounded XLA writes before its exponentials
     plain = is_plain(wanted, operands)
     blocks = cpu_blocks(rows.rows, classes, product_dtype(projection).itemsize, plain)
-    kept = plain and blocks.gradient != classes and accumulated
+    kept = plain and blocks.gradient != classes and layout.logits_dtype == str(plan_dtype(projection))
     by_label = plain and backend.dense_gradient is not None and on_one_device(hidden)
     on_cpu = Plan(backend, wanted, layout, len(rows.shape) - 1, rows.chunk, blocks, exponentials=kept, by_label=by_label)
-    by_guess = accumulated and _may_guess(backend, wanted, operands) and not is_split(projection.head, linear.vocab_axis)
     other = Plan(
-        backend, wanted, layout, on_cpu.axis, elsewhere.chunk, WHOLE, True, marked=True, last_apart=True, by_guess=by_guess
+        backend, wanted, layout, on_cpu.axis, elsewhere.chunk, WHOLE, exponentials=True, marked=True, last_apart=True
     )
     return Plans(on_cpu, other), jax.tree.map(reshaped, masks), Fused(projection._replace(hidden=reshaped(hidden)), operands)
-
-
-def _may_guess(backend: Backend, wanted: Wanted, operands: Operands) -> bool:
-    """Whether a state is that of ``block_state``, and of few numbers, all the same for any shift."""
-    return backend.dense_state is block_state and not wanted.argmax and are_exponentials_enough(wanted, operands)
 
 
 def _varying_like(fused: Fused, tree: Any, axis_name: str | None) -> Any:
