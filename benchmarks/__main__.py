@@ -1,4 +1,4 @@
-"""``python -m benchmarks run | compare | plot | targets | aot | memory | meshes | pod | list | env``: see ``--help`` of each."""
+"""``python -m benchmarks``: run, compare, plot, targets, aot, memory, meshes, pod, list or env; see ``--help`` of each."""
 
 import argparse
 import json

@@ -88,40 +88,6 @@ def repetitions(found: dict, name: str = "ENTRY", times: int = 1) -> list[tuple[
     return runs
 
 
-WIRED = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-class Collective(NamedTuple):
-    """``kind``: of :data:`WIRED`; ``combines``: how an all-reduce joins two numbers ("add", "maximum"), else "". ``size``:
-    bytes of the result on one device, each time that it runs."""
-
-    kind: str
-    combines: str
-    times: int
-    size: int
-
-
-def collectives(text: str) -> list[Collective]:
-    """Of an optimised program."""
-    found, wired = computations(text), []
-    for name, times in repetitions(found):
-        for operation in found[name]:
-            kind = operation.kind.removesuffix("-start")
-            if kind in WIRED:
-                joined = re.search(r"to_apply=%([\w.\-]+)", operation.line)
-                combines = found[joined[1]][-1].kind if joined and kind == "all-reduce" else ""
-                wired.append(Collective(kind, combines, times, bytes_of(result_type(operation))))
-    return wired
-
-
-def result_type(collective: Operation) -> str:
-    """Of a collective; the start of one that is not waited for has ``(operands, results)``, but for an all-reduce's."""
-    if not collective.kind.endswith("-start") or collective.kind == "all-reduce-start":
-        return collective.type
-    both = collective.type[1:]
-    return both[closing(both) if both.startswith("(") else both.index("]") + 1 :]
-
-
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "custom-call"}
 
 

@@ -1,8 +1,9 @@
 """Every loss with every option on meshes of eight CPU devices, beside the same call on one device.
 
 "manual": inside ``jax.shard_map`` with ``axis_name``; "Auto" and "Explicit": of meshes whose axes are so, losses of given
-logits under plain ``jax.jit``, others through ``crossent_jax.sharded``. Rows are split over ``data``, classes over ``model``,
-pairs over ``data``. Errors are the largest differences over the largest number: of the value, and of each gradient.
+logits under plain ``jax.jit``, others through ``crossent_jax.sharded``. Rows are split over ``data``, classes over
+``model``, pairs over ``data``. Errors are the largest differences over the largest number: of the value, and of each
+gradient.
 """
 
 from argparse import Namespace
@@ -182,8 +183,8 @@ def error(found: np.ndarray, right: np.ndarray) -> float:
 
 def row_of(name: str, loss: Loss, way: str, shape: tuple[int, int], right, arrays) -> dict:
     value, gradients = on_a_mesh(loss, way, shape, arrays)
-    row = {"op": f"meshes: {name}", **SHAPE._asdict(), "dtype": "float32", "mode": "value_and_grad", "impl": "ours"}
-    row |= {"platform": f"{DEVICES} devices of a CPU", "way": way, "mesh": "x".join(map(str, shape)), "status": "ok"}
+    row = {"op": f"meshes: {name}", **SHAPE._asdict(), "dtype": "float32", "mode": "value_and_grad", "way": way}
+    row |= {"impl": f"ours, {way}, {'x'.join(map(str, shape))}", "platform": f"{DEVICES} devices of a CPU", "status": "ok"}
     errors = [error(*both) for both in zip(gradients, right[1], strict=True)]
     return row | {"loss_error": error(value, right[0]), "gradient_error": max(errors)}
 
@@ -206,12 +207,12 @@ def show(console, name: str, rows: list[dict]) -> None:
 
 
 def main(options: Namespace) -> int:
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    if jax.default_backend() != "cpu" or jax.device_count() < DEVICES:
-        raise Bad(f"this needs {DEVICES} devices of a CPU; JAX has {jax.devices()}: set JAX_PLATFORMS=cpu")
     unknown = [word for word in options.loss or () if not any(word in name for name in LOSSES)]
     if unknown:
         raise Bad(f"no loss has {unknown[0]!r} in its name; the first words are {', '.join(first_words())}")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    if jax.default_backend() != "cpu" or jax.device_count() < DEVICES:
+        raise Bad(f"this needs {DEVICES} devices of a CPU; JAX has {jax.devices()}: set JAX_PLATFORMS=cpu")
     chosen = {n: loss for n, loss in LOSSES.items() if not options.loss or any(word in n for word in options.loss)}
     console = table.console()
     if options.out:

@@ -10,9 +10,10 @@ has r = n / (data fsdp) of n rows and c = v / model of v classes. Arrays are bfl
   gathered and its gradient scattered, over ``fsdp``; d c (4 + b) for the sum of its gradient, over ``data``;
 - held: arguments and gradients, 2 b (r d + d c / fsdp); the gathered head, b d c; and the larger of two. While chunks run: a
   chunk and, if there are several, float32 gradients, 4 d c and (where the vocabulary is split) 4 r d. Then, as programs
-  compiled for a v5e do, three float32 copies of the largest gradient that is summed over chips, two of a scattered one.
+  compiled for a v5e do, three float32 copies of the largest gradient that is summed over chips; of one that is scattered and
+  not summed, two and one in bfloat16.
 
-A step takes at least the longest of the three times, at most their sum. Nothing is measured.
+In this model a step takes between the longest of the three times and their sum. Nothing is measured.
 """
 
 from argparse import Namespace
@@ -81,13 +82,10 @@ class Part(NamedTuple):
 
 
 def part(shape: Shape, mesh: Mesh) -> Part:
-    rows, classes = mesh.data * mesh.fsdp, mesh.model
-    if shape.n % rows or shape.v % classes or shape.d % mesh.fsdp:
-        raise Bad(f"{mesh} does not divide {shape}")
-    return Part(shape.n // rows, shape.d, shape.v // classes)
+    return Part(shape.n // (mesh.data * mesh.fsdp), shape.d, shape.v // mesh.model)
 
 
-def sent_bytes(shape: Shape, mesh: Mesh, item: int = ITEM) -> float:
+def formula_of_sent_bytes(shape: Shape, mesh: Mesh, item: int = ITEM) -> float:
     """By a chip, as rings do it."""
     rows, d, classes = part(shape, mesh)
     over_model = 3 * 8 * rows + (4 + item) * rows * d
@@ -113,7 +111,7 @@ def held_bytes(shape: Shape, mesh: Mesh) -> float:
 def figures(shape: Shape, mesh: Mesh, chip: str) -> dict[str, str]:
     """A column of the table."""
     known, mine = CHIPS[chip], part(shape, mesh)
-    sent, (bandwidth, _) = sent_bytes(shape, mesh), RATES[chip]
+    sent, (bandwidth, _) = formula_of_sent_bytes(shape, mesh), RATES[chip]
     return {
         "rows of a product": f"{mine.cut.rows:,}",
         "products, ms": f"{6e3 * mine.rows * mine.features * mine.classes / known.operations:,.1f}",
@@ -125,16 +123,27 @@ def figures(shape: Shape, mesh: Mesh, chip: str) -> dict[str, str]:
 
 
 def drawn(shape: Shape, chip: str, model: int) -> Table:
+    """Empty where a mesh does not divide rows, features or vocabulary, or has not all chips."""
     counts = [count for count in COUNTS if count <= CHIPS[chip].largest]
-    found = Table("split, of each chip", show_edge=False, pad_edge=False)
+    found, divided = Table("split, of each chip", show_edge=False, pad_edge=False), False
     for count in counts:
         found.add_column(f"{count} chip{'s' * (count > 1)}", justify="right")
     for layout in meshes(1, model):
-        columns = [figures(shape, meshes(count, model)[layout], chip) for count in counts]
-        found.add_row(layout, *("x".join(map(str, meshes(count, model)[layout])) for count in counts))
-        for name in columns[0]:
-            found.add_row(f"  {name}", *(column[name] for column in columns))
+        split = {count: meshes(count, model)[layout] for count in counts}
+        columns = [figures(shape, mesh, chip) if fits(shape, mesh, count) else {} for count, mesh in split.items()]
+        found.add_row(layout, *("x".join(map(str, mesh)) for mesh in split.values()))
+        for name in max(columns, key=len):
+            found.add_row(f"  {name}", *(column.get(name, "") for column in columns))
+        divided |= any(columns[1:])
+    if not divided:
+        raise Bad(f"no mesh of several chips divides {shape}: change --rows, --features, --vocabulary or --model ({model})")
     return found
+
+
+def fits(shape: Shape, mesh: Mesh, chips: int) -> bool:
+    """Whether the mesh has all chips and divides every array."""
+    rows = mesh.data * mesh.fsdp
+    return rows * mesh.model == chips and not (shape.n % rows or shape.v % mesh.model or shape.d % mesh.fsdp)
 
 
 def main(options: Namespace) -> int:

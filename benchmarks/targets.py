@@ -301,7 +301,7 @@ def targets_of_meshes() -> list[Target]:
         def figures(rows):
             for row in rows:
                 if row["op"].startswith("meshes: "):
-                    yield f"{row['op'].removeprefix('meshes: ')}, {row['way']}, {row['mesh']}", 1e6 * row[kind]
+                    yield f"{row['op'].removeprefix('meshes: ')}; {row['impl']}", 1e6 * row[kind]
 
         return figures
 

@@ -4,7 +4,10 @@ On a pod every host runs the same line, and JAX finds the others:
 
     python several_hosts.py
 
-Elsewhere three variables say it, here for two processes of one machine, with two devices each:
+Elsewhere three variables say it, here for one process with four devices, and for two with two devices each:
+
+    export XLA_FLAGS=--xla_force_host_platform_device_count=4
+    COORDINATOR=localhost:9876 PROCESSES=1 PROCESS=0 python several_hosts.py
 
     export XLA_FLAGS=--xla_force_host_platform_device_count=2 COORDINATOR=localhost:9876 PROCESSES=2
     PROCESS=0 python several_hosts.py & PROCESS=1 python several_hosts.py
@@ -22,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 import crossent_jax
 
 STEPS, BATCH, LENGTH, FEATURES, CLASSES = 6, 8, 13, 16, 96
-MODEL = 2  # devices that share a vocabulary; it divides their number
+MODEL = 2  # devices that share a vocabulary; all devices / MODEL divide BATCH
 PADDING = 0
 SPECS = {"embedding": P("model", None), "mix": P()}
 loss_on_mesh = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=P("data"), head=SPECS["embedding"])

@@ -141,7 +141,7 @@ errors, sent = {}, {way: {} for way in WAYS}
 for layout in LAYOUTS:
     for way, make in WAYS.items():
         program, arrays = compiled(layout, make)
-        sent[way][layout] = sent_bytes(program.as_text(), 8)
+        sent[way][layout] = sent_bytes(program.as_text())
         if way == "sharded":
             value, (of_hidden, of_head) = program(*arrays)
             pairs = ((value, loss), (of_hidden, gradients[0]), (of_head, gradients[1]))
@@ -152,7 +152,7 @@ for layout in LAYOUTS:
 # ## Bytes on the wire
 #
 # Counted in the compiled programs: what one device sends for a value and both gradients, every collective as a ring does
-# it, in loops as often as they run. `sharded` sends what the layout must: the head's gradient where rows are split, four
+# it, in loops as often as they run. `sharded` sends what the layout must: the head's gradient where rows are split, three
 # numbers a row and the gradient of the hidden states where the vocabulary is. It is the same with more chunks. The same
 # loss under `jax.jit` alone is right too, but there the compiler places the collectives, and may put them into the loop
 # over chunks.

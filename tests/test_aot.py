@@ -13,14 +13,14 @@ import crossent_jax
 from benchmarks import memory, pod
 from benchmarks.chips import TESTED as CHIPS
 from benchmarks.chips import compile_for, devices, missing_compiler
-from benchmarks.collectives import sent_bytes
+from benchmarks.collectives import result_bytes, sent_bytes
 from benchmarks.hlo import operations_of
 from benchmarks.shapes import Shape
 from crossent_jax._linear.cuts import Limits, Sizes, cost, cut_rows
 
 from . import test_pod
 from .test_linear_memory import shapes_and_dtypes, value_and_gradient
-from .test_sharded import LAYOUTS, bytes_on_the_wire, naive
+from .test_sharded import LAYOUTS, naive
 
 N, V = 4096, 50257
 
@@ -228,7 +228,7 @@ def test_eight_gpus_move_each_array_once(layout):
     def moved(loss):
         step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, tuple(placed[:2])))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return bytes_on_the_wire(step.lower(*arrays).compile().as_text())
+            return result_bytes(step.lower(*arrays).compile().as_text())
 
     ours = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=of_hidden, head=of_head)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -247,7 +247,7 @@ def test_a_slice_of_a_tpu_sends_what_the_formula_says(slice_, mesh):
     needs_compiler("v5e")
     shape, chips = Shape(16 * 1024, 32768, 1024), devices(slice_)
     program = test_pod.program(chips, mesh, shape, 16, jnp.bfloat16)
-    assert 0 <= sent_bytes(program.as_text(), len(chips)) - pod.sent_bytes(shape, mesh) <= 16
+    assert 0 <= sent_bytes(program.as_text()) - pod.formula_of_sent_bytes(shape, mesh) <= 16
     sizes = program.memory_analysis()
     held = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     assert 0.7 <= held / pod.held_bytes(shape, mesh) <= 1.1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import compare, hlo, plots, records, table, targets
+from benchmarks import collectives, compare, hlo, plots, records, table, targets
 from benchmarks.cases import chosen_cases
 from benchmarks.records import Bad
 from benchmarks.shapes import DTYPES, LINEAR, LOGITS, SUITES, Case, Shape
@@ -511,7 +511,7 @@ def test_a_loop_that_cannot_be_read_is_an_error():
     ],
 )
 def test_the_result_of_a_collective_is_not_its_operand(kind, given, found):
-    assert hlo.bytes_of(hlo.result_type(hlo.Operation("", given, kind, [], ""))) == found
+    assert hlo.bytes_of(collectives.result_type(hlo.Operation("", given, kind, [], ""))) == found
 
 
 # --- the command line ------------------------------------------------------------------------------

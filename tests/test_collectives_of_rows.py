@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import crossent_jax
-from benchmarks import hlo
+from benchmarks.collectives import collectives
 
 from . import grid
 
@@ -69,7 +69,7 @@ def test_bytes_a_row_and_rounds(case):
     floating = tuple(i for i, x in enumerate(arrays) if not isinstance(x, dict))
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P())
-    found = hlo.collectives(grid.quick(jax.value_and_grad(split, floating)).lower(*arrays).compile().as_text())
+    found = collectives(grid.quick(jax.value_and_grad(split, floating)).lower(*arrays).compile().as_text())
     assert sum(each.times * each.size for each in found) == ROWS * bytes_of_a_row
     assert Counter(each.combines for each in found for _ in range(each.times)) == rounds
 

@@ -41,12 +41,12 @@ def program(devices, sizes: pod.Mesh, shape: Shape, batch: int, dtype):
 def test_the_formula_is_what_a_program_sends(mesh):
     """But for the loss and its weight, eight bytes."""
     text = program(jax.devices(), mesh, SHAPE, BATCH, jnp.float32).as_text()
-    assert 0 <= sent_bytes(text, 8) - pod.sent_bytes(SHAPE, mesh, item=4) <= 16
+    assert 0 <= sent_bytes(text) - pod.formula_of_sent_bytes(SHAPE, mesh, item=4) <= 16
 
 
 # As in compiled programs: of a v5e, where S(1) is its fast memory, and of an H100 (-start); groups as a list, a count, axes.
 LINES = """
-HloModule program
+HloModule program, num_partitions=8
 
 %all-reduce-scatter.1 (input: f32[64,32]) -> f32[16,32] {
   %input = f32[64,32]{1,0:T(8,128)} parameter(0)
@@ -76,7 +76,7 @@ READ = {
 
 @pytest.mark.parametrize("line", READ)
 def test_what_is_read_of_a_program(line):
-    assert sent_bytes(LINES.replace("LINE", line), 8) == READ[line]
+    assert sent_bytes(LINES.replace("LINE", line)) == READ[line]
 
 
 def test_the_page_has_the_table(capsys, monkeypatch):
@@ -87,8 +87,10 @@ def test_the_page_has_the_table(capsys, monkeypatch):
 
 
 def test_a_mesh_divides_everything(capsys):
-    assert __main__.main(["pod", "--model", "7"]) == 2
-    assert "Mesh(data=1, fsdp=1, model=7) does not divide n=4194304,d=8192,v=131072" in capsys.readouterr().err
+    assert __main__.main(["pod", "--rows", "7", "--features", "7", "--vocabulary", "7"]) == 2
+    assert "no mesh of several chips divides n=7,d=7,v=7: change --rows" in capsys.readouterr().err
+    assert __main__.main(["pod", "--vocabulary", "50257"]) == 0
+    assert "64x1x1" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         __main__.main(["pod", "--rows", "0"])
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import crossent_jax
-from benchmarks import hlo
+from benchmarks.collectives import result_bytes
 
 from . import grid
 
@@ -85,18 +85,13 @@ def naive(hidden, head, labels):
     return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0])
 
 
-def bytes_on_the_wire(text):
-    """Of all results of collectives, as often as they run."""
-    return sum(each.times * each.size for each in hlo.collectives(text))
-
-
 @cache
 def moved(layout, loss, **options):
     mesh, arrays, specs = placed(layout)
     results = (None, tuple(NamedSharding(mesh, spec) for spec in specs[:2]))
     step = jax.value_and_grad(partial(loss or sharded_loss(layout), **options), (0, 1))
     with jax.set_mesh(mesh):
-        return bytes_on_the_wire(jax.jit(step, out_shardings=results).lower(*arrays).compile().as_text())
+        return result_bytes(jax.jit(step, out_shardings=results).lower(*arrays).compile().as_text())
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[:6])
@@ -274,6 +269,15 @@ def test_refused_in_the_shapes_of_whole_arrays(case):
     mesh = jax.make_mesh(tuple(TWO.values()), tuple(TWO), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=words):
         jax.eval_shape(loss, *arrays)
+
+
+def test_axes_of_two_types():
+    """Arrays are put where the spec says along the Explicit ones alone, as JAX wants it."""
+    mesh = jax.make_mesh(tuple(TWO.values()), tuple(TWO), axis_types=(AxisType.Auto, AxisType.Explicit))
+    loss = crossent_jax.sharded(crossent_jax.linear_cross_entropy, hidden=P("data"), head=P(None, "model"))
+    with jax.set_mesh(mesh):
+        got = grid.quick(loss)(HIDDEN, HEAD, LABELS)
+    np.testing.assert_allclose(got, crossent_jax.linear_cross_entropy(HIDDEN, HEAD, LABELS), rtol=1e-6)
 
 
 def test_labels_that_are_placed_elsewhere_and_axes_of_one_device():

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import crossent_jax
-from benchmarks import hlo
+from benchmarks.collectives import result_bytes
 
 from . import grid
 
@@ -69,7 +69,7 @@ def test_bytes_on_the_wire():
             program = (
                 grid.quick(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, (place, place))).lower(*arrays).compile()
             )
-        return sum(each.times * each.size for each in hlo.collectives(program.as_text()))
+        return result_bytes(program.as_text())
 
     ours = both_split(NCE)
     few, many = (moved(lambda q, k, rows=rows: ours(q, k, temperature=0.3, chunk_rows=rows)) for rows in (32, 5))

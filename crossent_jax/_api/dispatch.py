@@ -97,8 +97,9 @@ def explain(function, *args, **kwargs) -> tuple[Decision, ...]:
         args, kwargs: its arguments; arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-        One :class:`Decision` per loss met; ``print`` shows the reasons. Of a loss of ``sharded`` the arrays are those
-        of one device, and ``Decision.sharded`` has what moves between devices, with bytes.
+        One :class:`Decision` per loss met, but for contrastive ones, which have no backends; ``print`` shows the
+        reasons. Of a loss of ``sharded`` the arrays are those of one device, and ``Decision.sharded`` has what moves
+        between devices, with bytes, if all gradients are taken.
 
     Raises:
         Whatever ``function`` raises for these arguments.

@@ -49,13 +49,20 @@ def names_of(spec: P, ndim: int, what: str) -> list[tuple[str, ...]]:
     known = free_axes()
     unknown = [name for part in names for name in part if name not in known]
     if unknown:
-        has = f"which has {', '.join(sorted(known))}" if known else "of which there is none: `with jax.set_mesh(mesh):`"
-        raise ValueError(f"{what}={spec} names {unknown[0]!r}, which must be an axis of the ambient mesh, {has}.")
+        raise ValueError(f"{what}={spec} names {unknown[0]!r}, which must be an axis of the ambient mesh, {_has(known)}.")
     flat = [name for part in names for name in part]
     twice = [name for name in flat if flat.count(name) > 1]
     if twice:
         raise ValueError(f"{what}={spec} names {twice[0]!r} twice: a mesh axis splits one axis of an array.")
     return [*names, *[()] * (ndim - len(names))]
+
+
+def _has(known: set[str]) -> str:
+    if known:
+        return f"which has {', '.join(sorted(known))}"
+    if jax.sharding.get_abstract_mesh().axis_names:
+        return "all of whose axes a jax.shard_map around this has"
+    return "of which there is none: `with jax.set_mesh(mesh):`"
 
 
 def require_divided(name: str, x, spec: P, fix_of: Callable[[str, int], str]) -> None:
@@ -71,9 +78,12 @@ def require_divided(name: str, x, spec: P, fix_of: Callable[[str, int], str]) ->
 
 
 def placed(x, spec: P):
-    """On an Explicit mesh an array must have the sharding that the spec says."""
-    is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    return jax.sharding.reshard(x, spec) if is_explicit else x
+    """Along the Explicit axes of a mesh an array must have the sharding that the spec says."""
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    names = [part if isinstance(part, tuple) else (part,) for part in spec]
+    kept = [tuple(name for name in part if name in explicit) or None for part in names]
+    return jax.sharding.reshard(x, P(*kept)) if explicit else x
 
 
 def mapped(here: Callable, whole: Callable, arrays: dict[str, Any], specs: dict[str, Any], out_specs: P, fix_of: Callable):

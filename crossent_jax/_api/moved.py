@@ -10,10 +10,11 @@ split the features d of the head. Items of h bytes (hidden states), w (the head)
 | head, features split | gathered, d v w | scattered, d v w / f; before that added up over other axes of rows, d v s |
 | head, rows split | | added up over the axes of rows, d v s |
 | rows, vocabulary split | k numbers each, r k s (k: ``_dense.shards``) | |
-| labels and the like, placed as such hidden states | gathered | |
+| labels and the like, placed as such hidden states | gathered; of targets, the own classes' | |
 | loss, rows split | its sum and its weight, 2 s | |
 
-Not in it: rows that the last chunk sees again, the borders of a sequence with ``shift``, the gradients of other arguments.
+Gradients count whether or not they are taken. Not in it: numbers of each row of ``linear_loss`` and ``linear_divergence``,
+rows that the last chunk sees again, the borders of a sequence with ``shift``, the gradients of other arguments.
 Eight H100s move just that, of float32 sums and bfloat16 arrays; of these a CPU gathers and scatters float32, and a v5e adds
 up gradients in bfloat16 (as compiled, jax 0.10.2).
 """
@@ -47,25 +48,28 @@ class Moved(NamedTuple):
 
 
 def _size(count: int) -> str:
-    unit, name = next((unit, name) for unit, name in ((1e6, "MB"), (1e3, "kB"), (1, "bytes")) if count >= unit)
-    return f"{count / unit:,.3g} {name}" if count < 1000 * unit else f"{count / unit:,.0f} {name}"
+    unit, name = next((unit, name) for unit, name in ((1e6, "MB"), (1e3, "kB"), (1, "bytes")) if count >= 0.9995 * unit)
+    return f"{count / unit:,.3g} {name}" if count < 999.5 * unit else f"{count / unit:,.0f} {name}"
 
 
 class Movement(NamedTuple):
-    """Which mesh axes split what, in words, and what that moves."""
+    """Which mesh axes split what, in words, what that moves, and what of it is not counted."""
 
     split: str
     moved: list[Moved]
+    left_out: list[str]
 
     def __str__(self) -> str:
-        return "\n  ".join([f"sharded: {self.split}", *map(str, self.moved)])
+        return "\n  ".join([f"sharded: {self.split}", *map(str, self.moved), *self.left_out])
 
 
 def movement(layout: "Layout", function: str, arrays: dict[str, Any], options: dict[str, Any]) -> Movement:
     """Of a call of the function of this name."""
     names = {"rows": layout.axes, "vocabulary": layout.classes, "features of the head": layout.features}
     split = ", ".join(f"{what} over {_over(axes)}" for what, axes in names.items() if axes)
-    return Movement(split or "nothing is split", _moved(layout, function, arrays, options))
+    left_out = layout.classes is not None and function in ("linear_loss", "linear_divergence")
+    words = [f"each row: numbers over {layout.classes!r}, which are not counted for {function}"] if left_out else []
+    return Movement(split or "nothing is split", _moved(layout, function, arrays, options), words)
 
 
 def _over(names: tuple[str, ...] | str) -> str:
@@ -78,10 +82,13 @@ def _moved(layout: "Layout", function: str, arrays: dict[str, Any], options: dic
     rows = math.prod(arrays["hidden"].shape[:-1]) // devices_of(layout.axes)
     found = [_hidden(layout, name, arrays[name], rows, wide) for name in HIDDEN if name in arrays]
     found += [_head(layout, name, arrays[name], wide) for name in HEADS if name in arrays]
-    if layout.gathered is not None:
-        of_rows = jax.tree.leaves([arrays[name] for name in OF_ROWS + OF_LOGITS if name in arrays])
-        size = sum(x.size * x.dtype.itemsize for x in of_rows) // devices_of(layout.axes)
-        found += [Moved("labels and the like", f"gathered over {layout.classes!r} if placed as hidden", size)]
+    if layout.gathered is not None and layout.classes is not None:
+        of_rows, of_logits = (
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves([arrays[name] for name in names if name in arrays]))
+            for names in (OF_ROWS, OF_LOGITS)
+        )
+        size = (of_rows + of_logits // devices_of((layout.classes,))) // devices_of(layout.axes)
+        found += [Moved("labels and the like", f"moved over {layout.classes!r} if placed as hidden", size)]
     numbers = _numbers_of_a_row(function, arrays, options) if layout.classes else 0
     found += [Moved("each row", f"{numbers} numbers over {layout.classes!r}", rows * numbers * wide)] if numbers else []
     sums = {"mean": 2, "loss_sum": 2, "sum": 1}.get(options.get("reduction", "none"), 0) if layout.axes else 0

@@ -71,7 +71,7 @@ class Layout(NamedTuple):
     def fix(self, name: str, axis: int) -> str:
         """What to do where devices do not divide an axis of an argument of this name."""
         if name not in HEADS:
-            return "Pad the batch, and mask the padding with where."
+            return "Pad this axis, and mask the padding with where."
         if axis == self.vocab_axes[name]:
             return "Pad the head, and mask the padding with class_mask."
         return "Split its features over fewer devices."
@@ -121,7 +121,8 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
         TypeError, ValueError: for another function; a spec that names an axis that the ambient mesh has not, or one twice,
             that splits the features of hidden states, or the head's features over devices that do not split rows; an axis of
             an array that its devices do not divide; labels split unlike the hidden states; a sequence split by several axes,
-            with ``shift``; and what the function raises, in the shapes of whole arrays.
+            with ``shift``; and what the function raises, in the shapes of whole arrays. A second derivative is JAX's
+            NotImplementedError where the vocabulary is split.
 
     Example:
         >>> import jax, jax.numpy as jnp, crossent_jax

@@ -32,13 +32,16 @@ def sharded_pairs(function: Callable, given: Mapping[str, P]) -> Callable:
         specs = {name: P(axis_name) if name in OF_PAIRS else P() for name in arrays}
         here = partial(function, **static, axis_name=axis_name)
         whole = partial(function, **static)
-        return mapped(lambda x: here(**x), lambda x: whole(**x), arrays, specs, P(), _fix)
+        fix = _fix(arrays["queries"].shape == arrays["keys"].shape)
+        return mapped(lambda x: here(**x), lambda x: whole(**x), arrays, specs, P(), lambda name, axis: fix)
 
     return run
 
 
-def _fix(name: str, axis: int) -> str:
-    return "Pad queries and keys alike, and mask the padding with where."
+def _fix(as_many: bool) -> str:
+    if as_many:
+        return "Pad queries and keys alike, and mask the padding with where."
+    return "Give as many queries, and as many keys, as the devices divide."
 
 
 def _axis_of(given: Mapping[str, P]) -> str:

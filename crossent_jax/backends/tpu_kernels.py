@@ -28,8 +28,8 @@ def state(call: Call, wanted: Wanted, operands: Operands) -> State:
             new = new._replace(argmax=jnp.where(new.argmax == NO_CLASS, NO_CLASS, new.argmax + block.start))
         return jax.tree.leaves(new)
 
-    def joined(block: Block, *states: list[Array]) -> list[Array]:
-        return jax.tree.leaves(merge(*map(treedef.unflatten, states), block.given.temperature))
+    def joined(block: Block, seen: list[Array], new: list[Array]) -> list[Array]:
+        return jax.tree.leaves(merge(treedef.unflatten(seen), treedef.unflatten(new), block.given.temperature))
 
     fields = folded(call, "state", _given(operands), [field.dtype for field in like], of_block, joined)
     return treedef.unflatten([field.reshape(operands.logits.shape[:-1]) for field in fields])

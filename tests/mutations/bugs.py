@@ -45,6 +45,20 @@ BUGS = (
         f"{SHARDED}::test_values_and_gradients_are_those_of_whole_arrays[features-Auto]",
     ),
     Bug(
+        "every label over split classes is of a class",
+        "_dense/shards.py",
+        "axis_name in varying_axes(index) else index >= 0",
+        "axis_name in varying_axes(index) else index >= -1",
+        "tests/test_sharding.py::test_statistics_and_bad_labels_across_shards",
+    ),
+    Bug(
+        "labels that may differ between devices are taken for the same",
+        "_dense/shards.py",
+        "None if axis_name is None or axis_name in varying_axes(index) else",
+        "None if axis_name is None else",
+        "tests/test_collectives_of_rows.py::test_labels_that_types_say_may_differ_between_devices",
+    ),
+    Bug(
         "borders of a split sequence come from the device before",
         "_linear/shift.py",
         "(i, (i + (1 if later else -1)) % size)",
