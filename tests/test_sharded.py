@@ -236,7 +236,7 @@ BAD_ARRAYS = {  # arguments in the place of HIDDEN, HEAD and LABELS; specs of hi
         (HIDDEN[:12], HEAD, LABELS[:12]),
         P(TWO_NAMES),
         P(),
-        r"8 devices of 'data' and 'model' .* got 12. Pad the batch",
+        r"8 devices of 'data' and 'model' .* got 12. Pad this axis",
     ),
     "few classes": (
         (HIDDEN, HEAD[:, :3], LABELS),
