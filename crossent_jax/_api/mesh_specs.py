@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -39,6 +40,20 @@ def require_spec(name: str, spec: Any) -> None:
     """``name``: of the argument of ``sharded``."""
     if not isinstance(spec, P):
         raise TypeError(f"{name} must be a jax.P, the mesh axes that split each axis of {name}; got {spec!r}.")
+
+
+def refuse_made_here(options: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Take these options away, which ``sharded`` makes itself and a call may not give."""
+    for name in names:
+        if options.pop(name, None) is not None:
+            raise ValueError(f"{name} follows from the specs of sharded: leave it out.")
+
+
+def parted(values: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(arrays, all other values)``: what is an array, or has one of these names and is given."""
+    arrays = {name: x for name, x in values.items() if isinstance(x, jax.Array | np.ndarray)}
+    arrays |= {name: x for name, x in values.items() if name in names and x is not None}
+    return arrays, {name: x for name, x in values.items() if name not in arrays}
 
 
 def names_of(spec: P, ndim: int, what: str) -> list[tuple[str, ...]]:

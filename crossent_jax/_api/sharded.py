@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from .._row.reduce import LossSum
@@ -21,7 +20,19 @@ from .linear import (
     linear_token_log_probs,
 )
 from .linear_divergence import linear_divergence
-from .mesh_specs import ARRAYS, HEADS, HIDDEN, OF_CLASSES, OF_LOGITS, OF_ROWS, mapped, names_of, require_spec
+from .mesh_specs import (
+    ARRAYS,
+    HEADS,
+    HIDDEN,
+    OF_CLASSES,
+    OF_LOGITS,
+    OF_ROWS,
+    mapped,
+    names_of,
+    parted,
+    refuse_made_here,
+    require_spec,
+)
 from .moved import movement
 from .options import completed
 from .sharded_pairs import CONTRASTIVE, sharded_pairs
@@ -189,17 +200,13 @@ def _call(function: Callable, arguments: tuple, options: dict[str, Any]) -> _Cal
     without_default = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     named = {name: options.pop(name) for name in without_default if name in options}
     options = completed(function, options)
-    for name in MADE_HERE:
-        if options.pop(name, None) is not None:
-            raise ValueError(f"{name} follows from the specs of sharded: leave it out.")
+    refuse_made_here(options, MADE_HERE)
     checks.reduction(options.get("reduction", "none"))
     if options.get("segment_ids") is not None:
         options["segment_ids"] = checks.renumbered(options["segment_ids"])[0]
     values = options | signature.bind(*arguments, **named).arguments
     first = [values.pop(name) for name in without_default if name not in ARRAYS]
-    arrays = {name: x for name, x in values.items() if isinstance(x, jax.Array | np.ndarray)}
-    arrays |= {name: x for name, x in values.items() if name in ARRAYS and x is not None}
-    static = {name: x for name, x in values.items() if name not in arrays}
+    arrays, static = parted(values, ARRAYS)
     arrays = {name: jax.tree.map(partial(checks.array, name), x, is_leaf=_is_array) for name, x in arrays.items()}
     return _Call(first, [name for name in without_default if name in arrays], arrays, static)
 

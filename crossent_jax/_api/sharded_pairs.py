@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from . import checks
 from .contrastive import info_nce, sigmoid_contrastive
-from .mesh_specs import mapped, names_of
+from .mesh_specs import mapped, names_of, parted, refuse_made_here
 
 CONTRASTIVE = (info_nce, sigmoid_contrastive)
 OF_PAIRS = ("queries", "keys", "query_ids", "key_ids", "where")  # split as the batch is; other arrays are numbers
@@ -25,8 +24,7 @@ def sharded_pairs(function: Callable, given: Mapping[str, P]) -> Callable:
 
     @wraps(function)
     def run(*arguments, **options):
-        if options.pop("axis_name", None) is not None:
-            raise ValueError("axis_name follows from the specs of sharded: leave it out.")
+        refuse_made_here(options, ("axis_name",))
         axis_name = _axis_of(given)
         arrays, static = _call(function, arguments, options)
         specs = {name: P(axis_name) if name in OF_PAIRS else P() for name in arrays}
@@ -63,9 +61,7 @@ def _call(function: Callable, arguments: tuple, options: dict[str, Any]) -> tupl
     if values.get("query_ids") is not None and values.get("key_ids") is not None:
         ids = checks.renumbered(values["query_ids"], values["key_ids"])
         values |= dict(zip(("query_ids", "key_ids"), ids, strict=True))
-    arrays = {name: x for name, x in values.items() if isinstance(x, jax.Array | np.ndarray)}
-    arrays |= {name: x for name, x in values.items() if name in OF_PAIRS and x is not None}
-    static = {name: x for name, x in values.items() if name not in arrays}
+    arrays, static = parted(values, OF_PAIRS)
     arrays = {name: checks.array(name, x) for name, x in arrays.items()}
     if not static.get("symmetric", False) and "query_ids" not in arrays and "key_ids" not in arrays:
         arrays |= _ids_of_more_keys(arrays["queries"], arrays["keys"])
