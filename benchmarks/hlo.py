@@ -58,7 +58,8 @@ def closing(text: str) -> int:
 
 
 def trip_count(found: dict, loop: Operation) -> int:
-    """Of a loop that counts from 0 by 1, as JAX's do, to a constant; ValueError where the program does not tell."""
+    """Of a loop that counts from 0 by 1, as JAX's do, to a constant; 0 of one that a flag starts, as where a guess does not
+    do for every row. ValueError where the program does not tell."""
     known = re.search(r'known_trip_count":\{"n":"?(\d+)', loop.line)
     if known:
         return int(known[1])
@@ -66,6 +67,8 @@ def trip_count(found: dict, loop: Operation) -> int:
     constants = {o.name: re.search(r"constant\((\d+)\)", o.line) for o in condition if o.kind == "constant"}
     root = next(o for o in condition if "ROOT" in o.line.split("=")[0])
     bound = [constants[name] for name in root.operands if constants.get(name)]
+    if root.kind == "get-tuple-element" and root.type.startswith("pred[]"):
+        return 0
     if root.kind != "compare" or "direction=LT" not in root.line or len(bound) != 1:
         raise ValueError(
             f"cannot read how often the loop %{loop.name} runs: its condition ends in {root.line.strip()[:200]}"
@@ -93,7 +96,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
 
 KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cublas[\w$]*)"')
 VIEWS = ("bitcast", "get-tuple-element")
-PARTS = ("dynamic-slice", "gather")  # read as much as they give
+PARTS = ("slice", "dynamic-slice", "gather")  # read as much as they give
 
 
 def memory_bytes(operation: Operation, types: dict[str, str], found: dict[str, list[Operation]]) -> int:

@@ -74,7 +74,7 @@ class Part(NamedTuple):
 
     @property
     def sizes(self) -> Sizes:
-        return Sizes(*self, product_bytes=ITEM)
+        return Sizes(*self, product_bytes=ITEM, unwritten=True)
 
     @property
     def cut(self) -> Cut:

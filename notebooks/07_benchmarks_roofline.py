@@ -270,7 +270,7 @@ assert all(
 )
 
 # %% [markdown]
-# `ours-4GiB` is the loss with `memory_budget=4 * 2**30` and logits of the inputs' dtype: larger chunks, fewer of them. The
+# `ours-4GiB` is the loss with `memory_budget=4 * 2**30`: larger chunks, fewer of them. The
 # bare products, whole, are the least that any program for this loss has to do.
 
 # %%

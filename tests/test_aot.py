@@ -109,7 +109,8 @@ def test_a_linear_loss_holds_one_chunk_of_logits(chip, shape):
     program = compiled_for(chip, value_and_gradient(), *shapes_and_dtypes(*shape, "bfloat16"))
     assert program.memory_analysis().temp_size_in_bytes <= allowed_bytes(*shape)
     if shape == LINEAR[0]:
-        assert program.memory_analysis().temp_size_in_bytes <= 4 * 2048 * 131072 + 600 * 2**20
+        beside_gradient = program.memory_analysis().temp_size_in_bytes - 4 * 2048 * 131072
+        assert beside_gradient <= (600 if chip == "h100" else 32) * 2**20
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -141,7 +142,7 @@ def test_cycles_of_a_linear_loss_on_a_tpu(chip):
     three = {"v5e": 103.5e6, "v6e": 34.2e6}[chip]
     shape = (8192, 2048, 131072)
     cycles = sum(o["model"] for o in operations(chip, value_and_gradient(), *shape))
-    assert cycles <= three * {"v5e": 1.45, "v6e": 1.80}[chip]
+    assert cycles <= three * {"v5e": 1.10, "v6e": 1.42}[chip]
     budget = value_and_gradient(memory_budget=4 * 2**30, logits_dtype="bfloat16")
     cycles = sum(o["model"] for o in operations(chip, budget, *shape))
     assert cycles <= three * {"v5e": 1.20, "v6e": 1.43}[chip]
@@ -149,8 +150,9 @@ def test_cycles_of_a_linear_loss_on_a_tpu(chip):
 
 @pytest.mark.parametrize("chip", ["v5e", "h100"])
 def test_explain_predicts_the_traffic(chip):
+    """A TPU writes no logits of a plain loss."""
     shape = (8192, 2048, 131072)
-    sizes = Sizes(*shape)
+    sizes = Sizes(*shape, unwritten=chip != "h100")
     predicted = cost(sizes, cut_rows(shape[:1], sizes, Limits(), False)).traffic
     moved = sum(o["bytes"] for o in operations(chip, value_and_gradient(), *shape))
     assert 0.8 <= predicted / moved <= 1.25

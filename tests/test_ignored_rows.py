@@ -48,7 +48,7 @@ def platform(request, one_device, monkeypatch):
     """Every linear loss takes the plan of this platform, on which memory that nobody wrote holds anything."""
 
     def by_platform(plans, function, *arrays):
-        return function(plans.cpu if request.param == "cpu" else plans.other, *arrays)
+        return function(plans.cpu if request.param == "cpu" else plans.tpu, *arrays)
 
     monkeypatch.setattr(fused, "by_platform", by_platform)
     monkeypatch.setattr(jax.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))

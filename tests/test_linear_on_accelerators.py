@@ -1,6 +1,8 @@
 """The programs that linear losses are on accelerators, and of large chunks on a CPU, run here: values and gradients against
 the exact formula, sizes of chunks, and what a memory budget allows. ``test_aot.py`` compiles for the chips themselves."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import crossent_jax
 from crossent_jax._linear import chunk, cuts, fused
 from crossent_jax._linear import rows as cut_into_chunks
-from crossent_jax._linear.cuts import Limits, Sizes, cut_rows
+from crossent_jax._linear.cuts import Limits, Sizes, cost, cut_rows
 
 from . import grid
 from .test_linear_values import assert_case, library_function, make_case, structure_of
@@ -20,8 +22,8 @@ def platform(request):
     """Every linear loss takes the plan of this platform; that of a CPU as for a large chunk, its gradient in blocks."""
 
     def by_platform(plans, function, arrays, *arguments):
-        on_gpu = chunk.plan_of_a_gpu(plans.other, arrays, padded=True)
-        plan = {"tpu": plans.other, "cuda": on_gpu, "cpu": plans.cpu}[request.param]
+        on_gpu = plans.gpu._replace(padded=chunk.may_be_padded(arrays))
+        plan = {"tpu": plans.tpu, "cuda": on_gpu, "cpu": plans.cpu}[request.param]
         return function(plan, arrays, *arguments)
 
     def blocks(row_count, classes, itemsize, plain):
@@ -30,6 +32,7 @@ def platform(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "by_platform", by_platform)
         patch.setattr(cut_into_chunks, "cpu_blocks", blocks)
+        patch.setattr(chunk, "GUESSED_FROM", 3)
         jax.clear_caches()
         yield request.param
     jax.clear_caches()
@@ -78,6 +81,26 @@ def test_a_confident_row_keeps_its_gradient(platform):
     others = 10 / (10 + np.exp(7.0))  # the mass of the other classes
     assert np.allclose(np.diag(dw)[:3], -others, rtol=2**-8)
     assert np.allclose(np.diag(dx)[:3], -7 * others, rtol=2**-8)
+
+
+@pytest.mark.parametrize("mask", [None, np.arange(13) > 3], ids=["no mask", "the first four masked"])
+def test_logits_far_from_those_of_the_first_classes(mask, platform):
+    """Where they are guessed from, and in chunks where the guess does not do for one row."""
+    gen = grid.rng("accelerators guess")
+    hidden, head = gen.integers(-4, 5, (8, 5)).astype(np.float32), gen.integers(-4, 5, (5, 13)).astype(np.float32)
+    hidden[:, 0], head[0], labels = [0, 3, 5, 12, 0, 40, 1, 300], np.repeat([0, 4], [4, 9]), gen.integers(4, 13, 8)
+    z = hidden.astype(float) @ head
+    z = z if mask is None else np.where(mask, z, -np.inf)
+    nll, dz = np.logaddexp.reduce(z, 1) - z[np.arange(8), labels], np.exp(z - np.logaddexp.reduce(z, 1)[:, None])
+    dz[np.arange(8), labels] -= 1
+
+    def loss(hidden, head):
+        return crossent_jax.linear_cross_entropy(hidden, head, labels, reduction="sum", chunk_rows=2, class_mask=mask)
+
+    value, (dx, dw) = jax.value_and_grad(loss, (0, 1))(hidden, head)
+    assert np.allclose([value, loss(hidden, head)], nll.sum(), rtol=1e-6)
+    assert np.allclose(dx, dz @ head.T, rtol=1e-5, atol=1e-5)
+    assert np.allclose(dw, hidden.T @ dz, rtol=1e-5, atol=1e-5 * 300)
 
 
 def test_a_row_of_nan_is_nan_and_an_ignored_one_adds_nothing(platform):
@@ -143,16 +166,15 @@ def test_a_chunk_by_bytes():
 
 
 @pytest.mark.parametrize("n, d, v", [(8192, 2048, 131072), (1021, 96, 32771), (5, 3, 7)])
-@pytest.mark.parametrize("logit_bytes", [4, 2])
-def test_a_budget_is_kept(n, d, v, logit_bytes):
-    sizes = Sizes(n, d, v, logit_bytes)
-    least = sizes.head_gradient + sizes.row
-    for budget in (least, least + 1, 2 * least, n * sizes.row - 1, n * sizes.row, 2**40):
+@pytest.mark.parametrize("options", [{}, {"logit_bytes": 2}, {"unwritten": True}], ids=str)
+def test_a_budget_is_kept(n, d, v, options):
+    sizes = Sizes(n, d, v, **options)
+    least, whole = sizes.head_gradient + sizes._replace(unwritten=False).row, cuts.held(sizes, n, 1)
+    for budget in (least, least + 1, 2 * least, whole - 1, whole, 2**40):
         if budget >= least:
-            taken = cut_rows((n,), sizes, Limits(memory_budget=budget), False).rows
-            head_gradient = sizes.head_gradient if taken < n else 0
-            assert 1 <= taken <= n and taken * sizes.row + head_gradient <= budget
-    assert cut_rows((n,), sizes, Limits(memory_budget=n * sizes.row), False).rows == n
+            cut = cut_rows((n,), sizes, Limits(memory_budget=budget), False)
+            assert 1 <= cut.rows <= n and cost(sizes, cut).memory <= budget
+    assert cut_rows((n,), sizes, Limits(memory_budget=max(whole, least)), False).rows == n
 
 
 def test_a_budget_that_cannot_be_kept_says_by_how_much():
@@ -194,10 +216,35 @@ def explained(dtype="bfloat16", n=8192, d=2048, v=131072, **options):
 
 def test_explain_says_what_chunks_hold_and_move():
     text = explained()
-    assert "on a GPU or TPU: 8 chunks of at most 1024 rows, 1,792 MiB beside inputs and gradients" in text
+    assert "on a GPU: 8 chunks of at most 1024 rows, 1,792 MiB beside inputs and gradients, 45.8 GB read and written" in text
+    assert "on a TPU: 4 chunks of at most 2048 rows, 1,024 MiB beside inputs and gradients, 20 GB read and written" in text
     assert "least possible" in text
+    assert "on a GPU or TPU: 8 chunks of at most 1024 rows, 1,792 MiB" in explained(label_smoothing=0.1)
     whole = explained(memory_budget=4 * 2**30, logits_dtype="bfloat16")
     assert "on a GPU or TPU: 1 chunk of at most 8192 rows, 4,096 MiB" in whole
+
+
+TAKEN = [{}, {"z_loss": 1e-4, "focal_gamma": 2.0, "class_weights": np.ones(4000)}, {"logits_dtype": "float32"}]
+TAKEN += [{name: value} for name, value in (("softcap", 30.0), ("temperature", 2.0), ("entropy_weight", 0.1))]
+TAKEN += [{"bias": np.zeros(4000)}, {"logits_dtype": "bfloat16"}, {"label_smoothing": 0.1}, {"memory_budget": 2**26}]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+@pytest.mark.parametrize("options", TAKEN, ids=lambda options: " ".join(options) or "none")
+def test_explain_says_which_chunks_an_accelerator_takes(options, dtype, monkeypatch):
+    taken = {}
+
+    def by_platform(plans, function, arrays, *arguments):
+        taken.update(plans._asdict())
+        return function(plans.tpu, arrays, *arguments)
+
+    monkeypatch.setattr(fused, "by_platform", by_platform)
+    jax.clear_caches()
+    text = explained(dtype, 70000, 256, 4000, **options)
+    jax.clear_caches()
+    for device, plan in ((" a GPU", taken["gpu"]), (" TPU" if "or TPU" in text else " a TPU", taken["tpu"])):
+        assert re.search(rf"{device}[^:]*: \d+ chunks of at most {plan.chunk} rows", text)
+    assert taken["tpu"].by_guess == ("on a TPU" in text)
 
 
 def test_explain_says_what_a_gpu_without_bfloat16_wants(monkeypatch):

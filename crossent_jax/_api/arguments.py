@@ -16,7 +16,8 @@ from .._row.block import is_soft
 from .._row.labels import class_index
 from .._row.losses import OPTION_RANGES, LossOptions
 from .._row.reduce import valid_rows
-from ..backends.record import Problem
+from .._row.state import Maybe
+from ..backends.record import Backend, Problem
 from . import checks
 from .dispatch import select
 
@@ -49,9 +50,11 @@ def check_linear_rows(
     labels=None,
     where,
     row_weights=None,
+    only_nll: bool | None = False,
     **options,
 ) -> tuple[Spec, Rows]:
-    """The same for a call on hidden states and a head."""
+    """The same for a call on hidden states and a head. ``only_nll``: whether it reads no statistics but ``lse`` and those of
+    labels; None: not known before the user's function is seen."""
     vocab_axis = checks.head_vocab_axis(head_vocab_axis)
     projection = Projection(*checks.projection(hidden, head, bias, vocab_axis))
     limits = checks.limits(chunk_rows, memory_budget)
@@ -64,7 +67,12 @@ def check_linear_rows(
     )
     problem = Problem(function, described, checks.axis_name(axis_name))
     checks.split_over(problem.axis_name, "its vocabulary", head=projection.head)
-    backend = select(problem, implementation, lambda backend: describe(backend, linear, projection, reduction))
+
+    def scheme(backend: Backend) -> str:
+        plain = labels is not None and options["softcap"] is None and _temperature(options["temperature"]) is None
+        return describe(backend, linear, projection, reduction, only_nll if plain else False)
+
+    backend = select(problem, implementation, scheme)
     spec = Spec(backend.name, -1, None, None, problem.axis_name, linear)
     if labels is not None:
         checks.ignore_index(options.get("ignore_index"), labels)
@@ -118,11 +126,15 @@ def _checked(
         row_weights=checks.row_weights(row_weights, shape),
         class_weights=checks.class_weights(class_weights, z.shape[spec.axis]),
         class_mask=checks.class_mask(class_mask, z, spec.axis),
-        temperature=checks.scalar("temperature", temperature, low=0.0, above=True, off=1.0),
+        temperature=_temperature(temperature),
     )
     if guards.enabled():
         _check_values(spec, rows, z)
     return spec, rows
+
+
+def _temperature(value: Any) -> Maybe:
+    return checks.scalar("temperature", value, low=0.0, above=True, off=1.0)
 
 
 def taken_terms(given: dict[str, Any]) -> dict[str, Any]:

@@ -37,10 +37,12 @@ def linear_cross_entropy(
         head_vocab_axis: the head's axis of length v, 1 or 0.
         chunk_rows: static; the most rows whose logits exist at once. None: as many as keep a chunk's float32 logits within
             half the memory of the head's float32 gradient (d / 2) or, on a GPU or TPU, 512 MiB if that is more; on a CPU at
-            least d up to 256, 128, and 2**20 logits, at most half of the rows.
+            least d up to 256, 128, and 2**20 logits, at most half of the rows. Where no option reads more of a class, the
+            512 MiB of a TPU are of exponentials, in the dtype of the products.
         memory_budget: static; instead of ``chunk_rows``, the most bytes to hold beside inputs and gradients (of one device,
             and a few numbers a row): the head's float32 gradient, unless all rows are one chunk, and of each row of a chunk
-            its logits and their exponentials, 6 bytes a class in bfloat16. :func:`explain` says what comes of it.
+            its logits and their exponentials, 6 bytes a class in bfloat16 (4 on such a TPU). :func:`explain` says what comes
+            of it.
         logits_dtype: the dtype to which a chunk's logits are rounded; None: not at all (float32; float64 for float64). With
             bfloat16 for bfloat16 inputs a GPU or TPU never writes them in float32.
         shift: static; the label of a hidden state stands ``shift`` places later on the last batch axis. ``shift=1`` with
@@ -129,7 +131,8 @@ def linear_token_log_probs(
         [[ 0.     -1.3863 -1.3863]]
     """
     given = completed(linear_token_log_probs, options)
-    return log_probs_of_rows(*check_linear_rows("linear_token_log_probs", hidden, head, labels=labels, **given))
+    call = check_linear_rows("linear_token_log_probs", hidden, head, labels=labels, only_nll=True, **given)
+    return log_probs_of_rows(*call)
 
 
 @takes(LinearStatistics)
@@ -195,7 +198,7 @@ def linear_loss(
         -0.0139
     """
     given = completed(linear_loss, options)
-    spec, rows = check_linear_rows("linear_loss", hidden, head, labels=labels, **given)
+    spec, rows = check_linear_rows("linear_loss", hidden, head, labels=labels, only_nll=None, **given)
     batch, shift = rows.target.shape, spec.shift
     row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
     row_args = tuple(to_hidden(shift, x, len(batch) - 1) if shift.places else x for x in row_args)
@@ -208,5 +211,7 @@ def linear_loss(
 def _loss(function: Callable, hidden: ArrayLike, head: ArrayLike, options: Mapping, **target: ArrayLike) -> Any:
     given = completed(function, options)
     terms = taken_terms(given)
-    spec, rows = check_linear_rows(function.__name__, hidden, head, **target, **given)
-    return loss_of_rows(spec, checks.reduction(given["reduction"]), rows, check_terms(**terms))
+    checked = check_terms(**terms)
+    only_nll = checked.label_smoothing is None and checked.entropy_weight is None
+    spec, rows = check_linear_rows(function.__name__, hidden, head, only_nll=only_nll, **target, **given)
+    return loss_of_rows(spec, checks.reduction(given["reduction"]), rows, checked)

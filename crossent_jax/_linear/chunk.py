@@ -32,13 +32,15 @@ nothing but its exponential is read of a class (plain losses, z-loss, focal, Pol
 state and head), the pass that adds the exponentials up keeps them, in the dtype of the products and with a mark at the
 label, in place of the logits, and the compiler forms dz inside both products: a pass over the logits and an exponential
 less. Otherwise dz is made once, from the logits, in that dtype. Model cycles, millions, of value and gradient at (8192,
-2048, 131072) in bfloat16, chunks of 1024 rows (benchmarks/results/aot.jsonl has the library itself):
+2048, 131072) in bfloat16, chunks of 1024 rows unless said (benchmarks/results/aot.jsonl has the library itself):
 
 | | v5e | v6e |
 |---|---|---|
 | dz once, from the logits | 169 | 74 |
 | the exponentials kept | 149 | 64 |
-| and the last chunk apart (``_linear.fused``) | 144 | 61 |
+| and relative to a guess, where the product gives them (``_by_guess``) | 125 | 53 |
+| in chunks of 2048 rows, the default | 112 | 48 |
+| the exponentials kept, relative to the maximum, the last chunk apart (``_linear.fused``) | 144 | 61 |
 | three bare products, all rows at once | 103 | 35 |
 """
 
@@ -58,15 +60,18 @@ from .._row.block import (
     Operands,
     Wanted,
     are_exponentials_enough,
+    block_state,
     gradient_of_exponentials,
     is_soft,
     marked_exponentials,
+    row_maximum,
     without_cotangent,
 )
 from .._row.labels import local_index
-from .._row.plain import state_relative_to_label, state_relative_to_maximum
-from .._row.state import NO_CLASS, Maybe, State, merge
+from .._row.plain import LARGEST, state_relative_to_label, state_relative_to_maximum
+from .._row.state import NO_CLASS, Maybe, State, as_shift, merge
 from ..backends.record import Backend
+from .counted import most_of_mapped
 from .cuts import Blocks
 from .projection import (
     Layout,
@@ -83,6 +88,7 @@ from .projection import (
     transposed,
 )
 
+GUESSED_FROM = 128  # classes, of a TPU's tile
 ALIGNED, PADDED_TO = 8, 128  # elements of 16 bits on a GPU: what its products need, a tile of them
 
 
@@ -91,7 +97,8 @@ class Plan(NamedTuple):
     time, and all of the axis before it (if there is one), so that a batch axis split over devices stays where it is.
     ``exponentials``: whether they are kept in place of the logits where they may be; ``marked``: whether in the dtype of the
     products, the label marked by its sign; ``padded``: whether operands are; ``last_apart``: whether the last chunk is a
-    program of its own; ``by_label``: whether the state of a chunk that keeps none is relative to the label's logit."""
+    program of its own; ``by_label``: whether the state of a chunk that keeps none is relative to the label's logit;
+    ``by_guess``: whether that of any chunk is relative to the maximum of a few classes."""
 
     backend: Backend
     wanted: Wanted
@@ -104,13 +111,19 @@ class Plan(NamedTuple):
     padded: bool = False
     last_apart: bool = False
     by_label: bool = False
+    by_guess: bool = False
 
 
 class Plans(NamedTuple):
-    """The plan on a CPU, and on any other platform."""
+    """The plan on a CPU, on a GPU, and on any other platform.
+
+    A GPU's products take nothing in: dz is an array for them, whatever it is made of. Kept exponentials would be one more
+    (an H100, as compiled: (16384, 4096, 151936) in bfloat16 moves 132 GB for 122, (4096, 1024, 65536) in float32 holds 1032
+    MiB for 536), and so would the last chunk's part of the head's gradient."""
 
     cpu: Plan
-    other: Plan
+    gpu: Plan
+    tpu: Plan
 
 
 class Fused(NamedTuple):
@@ -123,25 +136,17 @@ class Fused(NamedTuple):
 def by_platform(plans: Plans, function: Callable, fused: Fused, *arguments):
     """``function(plan, fused, *arguments)`` with the plan of the platform compiled for, or the last one where the type of
     the head says that its classes are split over devices."""
-    if is_split(fused.projection.head, plans.other.layout.vocab_axis):
-        return function(plans.other, fused, *arguments)
-    on_cpu, elsewhere = (partial(function, plan) for plan in plans)
-    on_gpu = partial(function, plan_of_a_gpu(plans.other, fused, _wants_padding(fused)))
+    if is_split(fused.projection.head, plans.tpu.layout.vocab_axis):
+        return function(plans.tpu, fused, *arguments)
+    on_cpu, on_gpu, elsewhere = (partial(function, plan) for plan in plans)
     return jax.lax.platform_dependent(fused, *arguments, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
 
 
-def plan_of_a_gpu(plan: Plan, fused: Fused, padded: bool) -> Plan:
-    """A GPU's products take nothing in: dz is an array for them, whatever it is made of. Kept exponentials would be one more
-    (an H100, as compiled: (16384, 4096, 151936) in bfloat16 moves 132 GB for 122, (4096, 1024, 65536) in float32 holds 1032
-    MiB for 536), and so would the last chunk's part of the head's gradient."""
-    return plan._replace(padded=padded and may_be_padded(fused), exponentials=False, last_apart=False)
-
-
-def _wants_padding(fused: Fused) -> bool:
+def wants_padding(fused: Fused) -> bool:
     """16-bit products of a GPU read 16 bytes at a time: for any other size XLA pads copies of head, dz and the
     head's gradient inside every chunk."""
     odd = any(size % ALIGNED for size in fused.projection.head.shape)
-    return odd and product_dtype(fused.projection).itemsize == 2
+    return odd and product_dtype(fused.projection).itemsize == 2 and may_be_padded(fused)
 
 
 def may_be_padded(fused: Fused) -> bool:
@@ -194,12 +199,13 @@ def chunks_of(plan: Plan, fused: Fused) -> Pieces:
 
 def chunk_at(plan: Plan, fused: Fused, piece: Callable[[Array], Array]) -> Fused:
     """The rows of a chunk, with their logits; ``piece`` takes them from an array of all rows."""
-    here = _rows_at(fused, piece)
-    return here._replace(operands=here.operands._replace(logits=piece_logits(plan.layout, here.projection)))
+    return _with_logits(plan, _rows_at(fused, piece))
 
 
 def chunk_state(plan: Plan, here: Fused) -> State:
     """The state of a chunk's rows."""
+    if plan.by_guess:
+        return relative_to_larger_label(_by_guess(plan, False, _without_logits(here))[0])
     blocks = _cut_classes(plan, here, plan.blocks.state)
     if blocks.all == 1 and plan.by_label:
         return state_relative_to_label(plan.wanted, here.operands, keep=False)[0]
@@ -267,6 +273,58 @@ def _classes_at(plan: Plan, here: Fused, first, classes: int) -> Fused:
     )
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _by_guess(plan: Plan, keep: bool, here: Fused) -> tuple[State, Maybe]:
+    """The state relative to the maximum of a few classes, and the marked exponentials if they are kept. That maximum is
+    known before the logits are, so that their product gives exponentials and sums, and none is written. Any shift serves a
+    state; this one belongs to a class, so no sum is less than 1. Where the sum of a row is not within ``LARGEST`` (a logit
+    41 nats above those classes, NaN, no class), the chunk is done again relative to its maximum, with two more products, in
+    a loop of one turn or none."""
+
+    def again(carry):
+        out, unfit = carry
+        same, _ = jax.lax.optimization_barrier((here, out))  # products of its own, which a compiler does not share
+        maximum = row_maximum(plan.wanted, _with_logits(plan, same).operands)
+        same, maximum = jax.lax.optimization_barrier((same, maximum))
+        return _relative_to(plan, keep, maximum, same), unfit & False
+
+    few = _classes_at(plan, here, 0, min(GUESSED_FROM, classes_of(plan.layout, here.projection)))
+    guess = as_shift(row_maximum(plan.wanted, _with_logits(plan, few).operands))
+    out = _relative_to(plan, keep, guess, here)
+    unfit = most_of_mapped(~jnp.all((out[0].exp_sum > 1 / LARGEST) & (out[0].exp_sum < LARGEST)))
+    return jax.lax.while_loop(lambda carry: carry[1], again, (out, unfit))[0]
+
+
+@_by_guess.defjvp
+def _by_guess_jvp(plan, keep, primals, tangents):
+    """Nothing differentiates a loop of unknown length, and the shift has no derivative."""
+    out = _by_guess(plan, keep, *primals)
+    return out, jax.jvp(partial(_relative_to, plan, keep, out[0].maximum), primals, tangents)[1]
+
+
+def _relative_to(plan: Plan, keep: bool, shift: Array, here: Fused) -> tuple[State, Maybe]:
+    here = _with_logits(plan, here)
+    state = block_state(plan.wanted, here.operands, shift)
+    return _with_marked(plan, here, state) if keep else (state, None)
+
+
+def relative_to_larger_label(state: State) -> State:
+    """A state by guess relative to the label's logit where that is larger. The loss of a confident row is then one small
+    number; before, it is the difference of two of up to 41, which round to 2e-6."""
+    above = jax.lax.stop_gradient(jnp.where(state.target_dot > 0, state.target_dot, 0))
+    return state._replace(
+        maximum=state.maximum + above, exp_sum=jnp.exp(-above) * state.exp_sum, target_dot=state.target_dot - above
+    )
+
+
+def _with_logits(plan: Plan, here: Fused) -> Fused:
+    return here._replace(operands=here.operands._replace(logits=piece_logits(plan.layout, here.projection)))
+
+
+def _without_logits(here: Fused) -> Fused:
+    return here._replace(operands=here.operands._replace(logits=None))
+
+
 # --- what it adds to the gradients -----------------------------------------------------------------
 
 
@@ -279,15 +337,20 @@ def keeps_exponentials(plan: Plan, fused: Fused, needed: "Needed") -> bool:
 
 
 def with_exponentials(plan: Plan, here: Fused) -> tuple[Fused, State]:
-    """The chunk with its exponentials in place of its logits, and its state. Held together with the state, so that one pass
-    over the logits makes both."""
+    """The chunk with its exponentials in place of its logits, and the state of these."""
     if not plan.marked:
         state, kept = state_relative_to_maximum(plan.wanted, here.operands)
-        return here._replace(operands=here.operands._replace(logits=kept)), state
-    state = chunk_state(plan, here)
-    kept = marked_exponentials(plan.wanted, here.operands, state).astype(product_dtype(here.projection))
-    kept, state = jax.lax.optimization_barrier((kept, state))
+    elif plan.by_guess:
+        state, kept = _by_guess(plan, True, _without_logits(here))
+    else:
+        state, kept = _with_marked(plan, here, chunk_state(plan, here))
     return here._replace(operands=here.operands._replace(logits=kept)), state
+
+
+def _with_marked(plan: Plan, here: Fused, state: State) -> tuple[State, Array]:
+    """Held together, so that one pass over the logits makes both."""
+    kept = marked_exponentials(plan.wanted, here.operands, state).astype(product_dtype(here.projection))
+    return jax.lax.optimization_barrier((state, kept))
 
 
 class Sums(NamedTuple):

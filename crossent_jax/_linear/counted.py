@@ -172,15 +172,15 @@ def _scan_first(walk: Walk, order: Order, step: Callable, carry: Any) -> tuple[A
 def _chunks(walk: Walk, order: Order) -> Int[Array, ""]:
     """How many hold a row that counts: on any of the devices that go through together."""
     chunks = -(-order.count // walk.pieces.size)
-    return _most(chunks if walk.shards is None else jax.lax.pmax(chunks, walk.shards))
+    return most_of_mapped(chunks if walk.shards is None else jax.lax.pmax(chunks, walk.shards))
 
 
 @jax.custom_batching.custom_vmap
-def _most(number: Int[Array, ""]) -> Int[Array, ""]:
+def most_of_mapped(number: Int[Array, ""]) -> Int[Array, ""]:
     """The most of a mapped axis, so that a mapped loop has one length, and nothing chooses between states of it."""
     return number
 
 
-@_most.def_vmap
+@most_of_mapped.def_vmap
 def _most_of_mapped(axis_size, is_mapped, number):
-    return (_most(jnp.max(number)) if is_mapped[0] else number), False
+    return (most_of_mapped(jnp.max(number)) if is_mapped[0] else number), False

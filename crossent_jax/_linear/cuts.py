@@ -6,14 +6,17 @@ A chunk of R rows, of d features and v classes, costs beside its products of 6 R
   operations of the product that makes it, this is hidden from ``R = 4 peak / bandwidth`` on: 960 rows on a TPU v5e, 2200
   on a v6e, 1200 on an H100, whatever d and v;
 - memory: its logits, 4 R v bytes (2 where they are rounded to 16 bits), and the exponentials or derivatives that are kept
-  of them for the products, 2 R v in 16 bits. The head's float32 gradient, 4 d v, is held beside them, but for one chunk.
+  of them for the products, 2 R v in 16 bits. The head's float32 gradient, 4 d v, is held beside them, but for one chunk. A
+  TPU that makes exponentials in the product itself (``_linear.chunk``) writes no logits. What it keeps of up to d rows lies
+  where the head's gradient will be written; of more rows it is held twice (as compiled).
 
-So on accelerators a chunk's logits take at most half of what the head's gradient takes (``R = d / 2``) or
-``LOGITS_BYTES``, whichever is more, and all rows are one chunk if they may be. On a CPU a chunk has half as many rows as
-features, but at least as many as features up to 256, 128 rows and 2**20 logits, and at most half of all rows. (One core of
-an EPYC with AVX-512, d = 256 and v = 32768 in float32: the three products of 128, 256 and 512 rows reach 91, 74 and 98; 100,
-88 and 99; 104, 97 and 98 GFLOP/s, and the copies of the head's blocks and the sums of its gradient are per chunk. With d =
-64 more than 128 rows gained 1 to 2 % and took twice the memory.) ``chunk_rows`` or ``memory_budget`` override both.
+So on accelerators a chunk has ``R = d / 2``, whose float32 logits take half of what the head's gradient takes, or as many as
+its product writes ``WRITTEN_BYTES`` of, logits or else exponentials, whichever is more, and all rows are one chunk if they
+may be. On a CPU a chunk has half as many rows as features, but at least as many as features up to 256, 128 rows and 2**20
+logits, and at most half of all rows. (One core of an EPYC with AVX-512, d = 256 and v = 32768 in float32: the three products
+of 128, 256 and 512 rows reach 91, 74 and 98; 100, 88 and 99; 104, 97 and 98 GFLOP/s, and the copies of the head's blocks and
+the sums of its gradient are per chunk. With d = 64 more than 128 rows gained 1 to 2 % and took twice the memory.)
+``chunk_rows`` or ``memory_budget`` override both.
 
 Rows are seen as (outer, inner), ``inner`` being the last batch axis, and a chunk is a stretch of ``inner`` for all of
 ``outer``: of (batch, sequence) rows every chunk takes a stretch of every sequence, so a batch axis that is split over
@@ -29,7 +32,7 @@ from .._jax.pieces import cut, equal_size, even_size, is_known
 from .._jax.versions import sums_exponentials_at_once
 
 LEAST_ROWS, FAST_ROWS, LEAST_LOGITS = 128, 256, 2**20  # of a chunk, on a CPU
-LOGITS_BYTES = 2**29  # of a chunk, elsewhere
+WRITTEN_BYTES = 2**29  # of a chunk, elsewhere
 TILE, CPU_TILE = 128, 16  # rows of a product of an accelerator, of a CPU
 # On a CPU: the logits of a chunk that stays in the cache, the logits of a block, the classes of a block.
 MOST_IN_CACHE = 3 * 2**20
@@ -49,7 +52,8 @@ WHOLE = Blocks(None, None)
 
 class Sizes(NamedTuple):
     """What decides the size of a chunk: rows of one device (or a symbol), features, classes of one device; bytes of a logit,
-    and of an element of the products; how many distributions of these classes there are."""
+    and of an element of the products; how many distributions of these classes there are; whether the product gives
+    exponentials and no logits are written."""
 
     rows: Any
     features: int
@@ -57,6 +61,7 @@ class Sizes(NamedTuple):
     logit_bytes: int = 4
     product_bytes: int = 2
     distributions: int = 1
+    unwritten: bool = False
 
     @property
     def head_gradient(self) -> int:
@@ -64,9 +69,19 @@ class Sizes(NamedTuple):
         return 4 * self.distributions * self.features * self.classes
 
     @property
+    def kept(self) -> int:
+        """Bytes of a row that are kept for the products."""
+        return self.distributions * self.classes * self.product_bytes
+
+    @property
+    def written(self) -> int:
+        """Bytes of a row that the first product writes."""
+        return self.kept if self.unwritten else self.distributions * self.classes * self.logit_bytes
+
+    @property
     def row(self) -> int:
         """Bytes of a row in a chunk."""
-        return self.distributions * self.classes * (self.logit_bytes + self.product_bytes)
+        return self.written + self.kept
 
 
 class Limits(NamedTuple):
@@ -112,15 +127,25 @@ def rows_elsewhere(sizes: Sizes) -> int:
     """Rows in a chunk by default on an accelerator."""
     if not is_known(sizes.classes):
         return rows_on_cpu(sizes)
-    by_bytes = LOGITS_BYTES // max(1, sizes.distributions * sizes.classes * sizes.logit_bytes)
-    return max(1, sizes.features // (2 * sizes.distributions), by_bytes)
+    return max(1, sizes.features // (2 * sizes.distributions), WRITTEN_BYTES // max(1, sizes.written))
+
+
+def rows_in_chunk(sizes: Sizes, limits: Limits, on_cpu: bool) -> int:
+    """The most rows in a chunk."""
+    if limits.chunk_rows is not None:
+        return limits.chunk_rows
+    if limits.memory_budget is not None:
+        return rows_within(limits.memory_budget, sizes)
+    return rows_on_cpu(sizes) if on_cpu else rows_elsewhere(sizes)
 
 
 def rows_within(budget: int, sizes: Sizes) -> int:
     """The most rows whose chunk fits into so many bytes, beside the head's float32 gradient unless a single chunk does."""
-    if is_known(sizes.rows) and sizes.rows * sizes.row <= budget:
+    if is_known(sizes.rows) and held(sizes, sizes.rows, chunks=1) <= budget:
         return max(1, sizes.rows)
     rows = (budget - sizes.head_gradient) // sizes.row
+    if sizes.unwritten and rows >= 0:
+        return max(rows, sizes.features)
     if rows < 1:
         least = sizes.head_gradient + sizes.row
         raise ValueError(
@@ -132,20 +157,16 @@ def rows_within(budget: int, sizes: Sizes) -> int:
 
 
 def cut_rows(batch: tuple[Any, ...], sizes: Sizes, limits: Limits, on_cpu: bool, devices: int = 1) -> Cut:
-    """How the rows of a batch are cut, whose first axis is split over so many devices."""
+    """How the rows of a batch are cut, whose first axis is split over so many devices: in one shape on every platform."""
     total, inner = math.prod(batch), batch[-1] if batch else 1
     outer = math.prod(batch[:-1])
     if devices > 1:
         outer, inner = devices, total // devices
-    exact = limits.chunk_rows
-    if exact is None and limits.memory_budget is not None:
-        exact = rows_within(limits.memory_budget, sizes)
-    least = most = exact or rows_on_cpu(sizes)
-    if not on_cpu:
-        most = exact or rows_elsewhere(sizes)
+    everywhere = sizes._replace(unwritten=False)
+    most = rows_in_chunk(everywhere if on_cpu else sizes, limits, on_cpu)
     if not is_known(total):
         return Cut(1, total, most)
-    if devices == 1 and outer > min(least, most):  # the same shape on every platform
+    if devices == 1 and outer > min(rows_in_chunk(everywhere, limits, on_cpu) for on_cpu in (True, False)):
         outer, inner = 1, total
     size = most if devices > 1 else max(1, most // max(1, outer))
     if limits.chunk_rows:
@@ -165,6 +186,23 @@ def aligned_size(length: int, size: int) -> int:
     return min(length, TILE * -(-length // (pieces * TILE)))
 
 
+def lies_in_gradient(sizes: Sizes, rows: int) -> bool:
+    """Whether what is kept of a chunk takes no more than the head's gradient, and the place of it."""
+    return sizes.unwritten and rows <= sizes.features
+
+
+def held(sizes: Sizes, rows: int, chunks: int) -> int:
+    """Bytes beside inputs and gradients, with so many rows in a chunk."""
+    if chunks == 1:
+        return rows * sizes.row
+    return sizes.head_gradient + (0 if lies_in_gradient(sizes, rows) else rows * sizes.row)
+
+
+def rows_of_a_chunk(sizes: Sizes, cut: Cut) -> int:
+    """On one device."""
+    return min(sizes.rows, cut.chunk if cut.outer == 1 else cut.rows)
+
+
 class Cost(NamedTuple):
     """Bytes of a value and gradient: what is held beyond inputs and gradients, what is read and written in the device's main
     memory, and the least that could be."""
@@ -178,12 +216,12 @@ def cost(sizes: Sizes, cut: Cut) -> Cost:
     """Of a sum of losses with both gradients: the head is read twice a chunk, its float32 gradient read and written once a
     chunk; logits are written once and read twice, for the maximum and for the sum, and so is what is kept of them."""
     n, d, v, item = sizes.rows, sizes.features, sizes.classes, sizes.product_bytes
-    chunks, rows = cut.chunks, min(n, cut.chunk if cut.outer == 1 else cut.rows)
+    chunks = cut.chunks
     inputs = item * (n * d + d * v)
-    logits = 3 * n * sizes.row
+    logits = 3 * n * (sizes.kept if sizes.unwritten else sizes.row)
     head_gradient = 0 if chunks == 1 else 2 * chunks * sizes.head_gradient
     traffic = logits + head_gradient + 2 * chunks * item * d * v + item * d * v + 4 * item * n * d
-    return Cost((sizes.head_gradient if chunks > 1 else 0) + rows * sizes.row, traffic, 2 * inputs)
+    return Cost(held(sizes, rows_of_a_chunk(sizes, cut), chunks), traffic, 2 * inputs)
 
 
 def cpu_blocks(rows: int, classes: int, itemsize: int, plain: bool) -> Blocks:

@@ -49,6 +49,7 @@ from .chunk import (
     padded,
     parts_of,
     perturbed,
+    relative_to_larger_label,
     unpadded,
     with_exponentials,
 )
@@ -61,7 +62,7 @@ from .projection import classes_of, product_dtype
 def linear_state(plans: Plans, masks: Masks, fused: Fused) -> State:
     """The state of every row: the definition where the backend has no gradient of its own, else with the fused one."""
     if plans.cpu.backend.dense_gradient is None:
-        plan = plans.cpu._replace(blocks=plans.other.blocks)
+        plan = plans.cpu._replace(blocks=plans.tpu.blocks)
         return _states(plan, jointly_varying(_in_float32(fused)), None, jax.checkpoint)
     return _opaque_state(plans, masks, fused)
 
@@ -220,13 +221,16 @@ def _sum_and_gradients(
         plan = plan._replace(blocks=plan.blocks._replace(state=None))  # they are those of whole rows
     way = _way(plan, fused, mask, last_apart=plan.last_apart, shards=loss.axis_name)
 
+    def of_chunk(state, row, shared):
+        return loss(relative_to_larger_label(state) if plan.by_guess else state, row, shared, classes)
+
     def step(carry, start, size, fresh):
         sums, shared_sums = carry
         piece = way.piece(start, size)
         here = chunk_at(plan, fused, piece)
         here, state = with_exponentials(plan, here) if plan.exponentials else (here, chunk_state(plan, here))
         row = jax.tree.map(piece, rows)
-        losses, pull = _floating_vjp(lambda *inputs: loss(*inputs, classes=classes), state, row, shared)
+        losses, pull = _floating_vjp(of_chunk, state, row, shared)
         g, g_row, g_shared = pull(_of_fresh(fresh, to_varying(jnp.ones_like(losses), varying_axes(losses))))
         sums = add_gradient(plan, here, state, g, sums._replace(head=way.so_far(sums.head, start)), start, fresh)
         return (sums, jax.tree.map(jnp.add, shared_sums, g_shared)), (losses, g_row)

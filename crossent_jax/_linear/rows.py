@@ -1,6 +1,7 @@
 """From the rows of a projection to a fused call: how the rows are cut, and the way back to the caller's batch shape."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,15 +11,17 @@ from jaxtyping import Array
 from .._dense.shards import merge_shards
 from .._dense.vjp import without_dead_values
 from .._jax.dtypes import statistics_dtype
+from .._jax.pieces import is_known
 from .._jax.row_blocks import on_one_device
-from .._jax.versions import devices_along, joint_axes, regrouped, varying_over
-from .._row.block import Operands, Wanted, is_plain, is_soft
+from .._jax.versions import devices_along, is_split, joint_axes, regrouped, varying_over
+from .._row.block import Operands, Wanted, are_exponentials_enough, block_state, is_plain, is_soft
 from .._row.losses import Shared
 from .._row.state import State
 from ..backends import BACKENDS
-from .chunk import Fused, Plan, Plans
+from ..backends.record import Backend
+from .chunk import Fused, Plan, Plans, wants_padding
 from .counted import Masks, spares
-from .cuts import WHOLE, Sizes, cpu_blocks, cut_rows
+from .cuts import WHOLE, Cut, Sizes, cpu_blocks, cut_rows, lies_in_gradient, rows_of_a_chunk
 from .fused import Loss, fused_sum, linear_state
 from .projection import Layout, Projection, product_dtype
 from .spec import LinearSpec, Spec
@@ -37,6 +40,19 @@ def sizes_of(linear: LinearSpec, projection: Projection, distributions: int = 1)
     logit_bytes = 4 if logits == jnp.float16 else logits.itemsize
     rows, item = math.prod(batch), product_dtype(projection).itemsize
     return Sizes(rows // devices_of_rows(projection.hidden), features, classes, logit_bytes, item, distributions)
+
+
+def gives_exponentials(linear: LinearSpec, backend: Backend, projection: Projection) -> bool:
+    """Whether a TPU's product gives exponentials in place of logits, of a loss that reads no more of a class. Not where
+    logits are written: to be rounded, to be joined over devices, or for gradients that are made from them."""
+    split, dtype = is_split(projection.head, linear.vocab_axis), product_dtype(projection)
+    from_logits = projection.bias is not None or dtype == jnp.float16
+    return backend.dense_state is block_state and _is_accumulated(linear, projection) and not (split or from_logits)
+
+
+def _is_accumulated(linear: LinearSpec, projection: Projection) -> bool:
+    """Whether logits are as the product adds them up."""
+    return linear.logits_dtype in (None, str(plan_dtype(projection)))
 
 
 def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operands: Operands, masks: Masks) -> State:
@@ -86,17 +102,20 @@ def _fused(
     """The plans, the masks if they spare anything, and the arrays with rows as (outer, inner)."""
     linear, hidden, batch = spec.linear, projection.hidden, projection.hidden.shape[:-1]
     assert linear is not None, "a projection comes with a linear spec"
-    classes = projection.head.shape[linear.vocab_axis]
-    sizes, devices = sizes_of(linear, projection), devices_of_rows(hidden)
     backend, live, masks = BACKENDS[spec.backend], masks.live, masks._replace(known=None)
     masks = masks if backend.dense_gradient is not None and spares(masks, projection, operands) else Masks()
     seen_as = batch if masks.live is None else (math.prod(batch),)
-    rows, elsewhere = (cut_rows(seen_as, sizes, linear.limits, on_cpu, devices) for on_cpu in (True, False))
     if backend.dense_gradient is None and live is not None:
         hidden = without_dead_values(hidden, live, -1)
+    only_labels = not wanted.argmax and operands.temperature is None and are_exponentials_enough(wanted, operands)
+    by_guess = only_labels and gives_exponentials(linear, backend, projection)
+    sizes, devices = sizes_of(linear, projection), devices_of_rows(hidden)
+    on_a_tpu = sizes._replace(unwritten=by_guess)
+    each = ((sizes, True), (sizes, False), (on_a_tpu, False))
+    cuts = [cut_rows(seen_as, of, linear.limits, on_cpu, devices) for of, on_cpu in each]
 
     def reshaped(x):
-        return regrouped(x, len(batch), rows.shape, projection.hidden)
+        return regrouped(x, len(batch), cuts[0].shape, projection.hidden)
 
     mask, target = operands.class_mask, operands.target
     if is_soft(target) and backend.dense_gradient is None and live is not None:
@@ -104,16 +123,28 @@ def _fused(
     operands = operands._replace(
         target=reshaped(target), class_mask=mask if mask is None or mask.ndim == 1 else reshaped(mask)
     )
+    fused = Fused(projection._replace(hidden=reshaped(hidden)), operands)
+    return _plans(linear, backend, wanted, fused, cuts, on_a_tpu), jax.tree.map(reshaped, masks), fused
+
+
+def _plans(linear: LinearSpec, backend: Backend, wanted: Wanted, fused: Fused, cuts: list[Cut], sizes: Sizes) -> Plans:
+    """``cuts``: of a CPU, a GPU, a TPU; ``sizes``: of a TPU. With a last chunk apart the place of the head's gradient would
+    not be free for what chunks keep."""
+    projection, operands = fused
+    cpu, gpu, tpu = cuts
+    classes, axis = projection.head.shape[linear.vocab_axis], len(cpu.shape) - 1
     layout = Layout(linear.vocab_axis, linear.logits_dtype or str(plan_dtype(projection)))
     plain = is_plain(wanted, operands)
-    blocks = cpu_blocks(rows.rows, classes, product_dtype(projection).itemsize, plain)
-    kept = plain and blocks.gradient != classes and layout.logits_dtype == str(plan_dtype(projection))
-    by_label = plain and backend.dense_gradient is not None and on_one_device(hidden)
-    on_cpu = Plan(backend, wanted, layout, len(rows.shape) - 1, rows.chunk, blocks, exponentials=kept, by_label=by_label)
-    other = Plan(
-        backend, wanted, layout, on_cpu.axis, elsewhere.chunk, WHOLE, exponentials=True, marked=True, last_apart=True
+    blocks = cpu_blocks(cpu.rows, classes, product_dtype(projection).itemsize, plain)
+    kept = plain and blocks.gradient != classes and _is_accumulated(linear, projection)
+    by_label = plain and backend.dense_gradient is not None and on_one_device(projection.hidden)
+    of_chunk = partial(Plan, backend, wanted, layout, axis)
+    apart = not (is_known(sizes.rows) and lies_in_gradient(sizes, rows_of_a_chunk(sizes, tpu)))
+    return Plans(
+        of_chunk(cpu.chunk, blocks, exponentials=kept, by_label=by_label),
+        of_chunk(gpu.chunk, WHOLE, padded=wants_padding(fused)),
+        of_chunk(tpu.chunk, WHOLE, exponentials=True, marked=True, last_apart=apart, by_guess=sizes.unwritten),
     )
-    return Plans(on_cpu, other), jax.tree.map(reshaped, masks), Fused(projection._replace(hidden=reshaped(hidden)), operands)
 
 
 def _varying_like(fused: Fused, tree: Any, axis_name: str | None) -> Any:

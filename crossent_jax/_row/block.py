@@ -75,10 +75,11 @@ def along_axis(vector: Array, ndim: int, axis: int) -> Array:
     return vector.reshape(shape)
 
 
-def block_state(wanted: Wanted, operands: Operands) -> State:
-    """The state of a block of classes: a whole row, a vocabulary block, or a shard."""
+def block_state(wanted: Wanted, operands: Operands, shift: Maybe = None) -> State:
+    """The state of a block of classes: a whole row, a vocabulary block, or a shard. ``shift``: a number of each row in the
+    place of its maximum."""
     axis = wanted.axis
-    maximum = _row_maximum(wanted, operands)
+    maximum = row_maximum(wanted, operands) if shift is None else shift
     classes = _classes(wanted, operands, maximum)
     of_entropy = [classes.e * at_least(classes.d, NOTHING)] if wanted.entropy else []
     exp_sum, *exp_dot = sums_together(axis, classes.e, *of_entropy)
@@ -257,7 +258,7 @@ def _allowed_logits(wanted: Wanted, operands: Operands) -> Array:
     return jnp.where(_allowed(wanted, operands), wide, -jnp.inf)
 
 
-def _row_maximum(wanted: Wanted, operands: Operands) -> Array:
+def row_maximum(wanted: Wanted, operands: Operands) -> Array:
     """max_j c_j, taken over the raw logits in their own dtype: the soft cap is monotone. NaN where it is +inf."""
     top = jnp.max(_allowed_logits(wanted, operands), wanted.axis).astype(statistics_dtype(operands.logits.dtype))
     if wanted.softcap is None:
