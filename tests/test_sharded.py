@@ -145,6 +145,73 @@ def test_targets_and_a_loss_of_ones_own():
     np.testing.assert_allclose(mine, right, rtol=1e-5)
 
 
+CLOSING = {  # losses of a row that close over an array
+    "a product": lambda scale: lambda stats, advantage: scale[0] * advantage * stats.nll + 2.0 * stats.entropy,
+    "a choice": lambda scale: lambda stats, advantage: jnp.where(stats.nll > 3, jnp.sum(scale) * stats.nll, advantage),
+}
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "concrete"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("case", CLOSING)
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_loss_of_ones_own_that_closes_over_an_array(kind, case, reduction, traced):
+    """Which has the gradient that it has on one device."""
+    given, advantages = jnp.asarray([0.7, -1.3]), OPTIONS["row_weights"]
+
+    def total(loss, hidden, head, scale, labels):
+        own = CLOSING[case](scale if traced else given)
+        return jnp.sum(
+            loss(own, hidden, head, labels, advantages, reduction=reduction, where=OPTIONS["where"], chunk_rows=8)
+        )
+
+    def differentiated(loss):
+        return grid.quick(jax.value_and_grad(partial(total, loss), (0, 1, 2)))
+
+    mesh, (hidden, head, labels), _ = placed("features and vocabulary", AxisType[kind])
+    with jax.set_mesh(mesh):
+        got = differentiated(sharded_loss("features and vocabulary", crossent_jax.linear_loss))(hidden, head, given, labels)
+    right = differentiated(crossent_jax.linear_loss)(HIDDEN, HEAD, given, LABELS)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_of_ones_own_that_closes_over_an_array_outside_jit():
+    mesh, arrays, _ = placed("batch and vocabulary")
+    own = CLOSING["a product"](jnp.asarray([0.7, -1.3]))
+    loss = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+    with jax.set_mesh(mesh):
+        got = loss(own, *arrays, OPTIONS["row_weights"])
+    right = crossent_jax.linear_loss(own, HIDDEN, HEAD, LABELS, OPTIONS["row_weights"])
+    np.testing.assert_allclose(got, right, rtol=1e-5)
+
+
+def test_closed_over_arrays_that_lie_on_explicit_axes():
+    """JAX takes them into no ``jax.shard_map``; the error says what to do, which has the right gradients."""
+    mesh, arrays, _ = placed("batch and vocabulary", AxisType.Explicit)
+    scale = jax.device_put(jnp.asarray([0.7, -1.3]), NamedSharding(mesh, P()))
+
+    def closing(loss, hidden, head, scale, labels):
+        return loss(lambda stats: jnp.sum(scale) * stats.nll, hidden, head, labels)
+
+    def of_row_args(loss, hidden, head, scale, labels):
+        each = jnp.broadcast_to(scale, labels.shape + scale.shape)
+        return loss(lambda stats, scale: jnp.sum(scale) * stats.nll, hidden, head, labels, each)
+
+    def differentiated(way, loss):
+        return grid.quick(jax.value_and_grad(partial(way, loss), (0, 1, 2)))
+
+    loss = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+    with jax.set_mesh(mesh):
+        given = *arrays[:2], scale, arrays[2]
+        with pytest.raises(ValueError, match=r"loss_fn must be .* pass it as one of row_args: jnp.broadcast_to\(x, "):
+            differentiated(closing, loss)(*given)
+        got = differentiated(of_row_args, loss)(*given)
+    right = differentiated(closing, crossent_jax.linear_loss)(HIDDEN, HEAD, jnp.asarray([0.7, -1.3]), LABELS)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
+
+
 TEACHER_HIDDEN = jnp.asarray(GEN.standard_normal((BATCH, SEQUENCE, 16)), jnp.float32)
 TEACHER_HEAD = jnp.asarray(GEN.standard_normal((CLASSES, 16)), jnp.float32)
 TEACHERS = {
