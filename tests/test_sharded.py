@@ -110,6 +110,31 @@ def test_explain_says_what_moves(layout):
     assert all(str(each) in str(decision) for each in decision.sharded.moved)
 
 
+OWN = {  # losses of a row, by the numbers of a row that are exchanged for them
+    2: lambda stats: stats.lse**2,
+    3: lambda stats: stats.nll * jnp.exp(-stats.target_probability),
+    4: lambda stats: stats.nll - 0.01 * stats.entropy,
+    6: lambda stats: stats.nll + 0.1 * (stats.ce_prior - stats.entropy),
+    7: lambda stats: jnp.where(stats.argmax == 3, stats.nll, stats.entropy * stats.ce_prior),
+}
+
+
+@pytest.mark.parametrize("numbers", OWN)
+def test_explain_counts_what_a_loss_of_ones_own_reads(numbers):
+    mesh, arrays, _ = placed("batch and vocabulary")
+
+    def loss(*arrays, **options):
+        own = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+        return own(OWN[numbers], *arrays, **options)
+
+    with jax.set_mesh(mesh):
+        (decision,) = crossent_jax.explain(loss, *arrays)
+    assert sum(each.value + each.gradient for each in decision.sharded.moved) == moved(
+        "batch and vocabulary", loss, chunk_rows=32
+    )
+    assert f"{numbers} numbers over 'model'" in str(decision)
+
+
 OF_TOKENS = {
     "losses of rows": (crossent_jax.linear_cross_entropy, {"reduction": "none"}),
     "log-probabilities": (crossent_jax.linear_token_log_probs, {}),

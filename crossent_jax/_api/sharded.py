@@ -172,7 +172,7 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
 
         of_tokens = call.static.get("reduction", "none") == "none"
         out_specs = layout.spec("labels", None) if of_tokens else P()
-        with inside_sharded(partial(movement, layout, function.__name__, call.arrays, call.static)):
+        with inside_sharded(partial(movement, layout, function.__name__, call.first, call.arrays, call.static)):
             return mapped(here, whole, call.arrays, specs, out_specs, layout.fix)
 
     return run
