@@ -226,3 +226,25 @@ def test_rows_follow_the_hidden_states(name, on_mesh):
         got = grid.quick(loss)(hidden, head, placed(labels, P("data")), targets)
     for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
+OF_LOGITS = {  # losses of given logits, of labels and of an array of their shape
+    "labels": lambda z, labels, other: crossent_jax.cross_entropy(z, labels, temperature=2.0, z_loss=1e-3, poly_epsilon=0.5),
+    "targets": lambda z, labels, other: crossent_jax.soft_cross_entropy(z, other),
+    "a teacher": lambda z, labels, other: crossent_jax.divergence(z, other, kind="js"),
+    "decisions": lambda z, labels, other: crossent_jax.binary_cross_entropy(z, other),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_other_arrays_may_lie_otherwise_than_the_logits(name, reverse):
+    logits, labels, *_ = arguments()
+    targets = grid.targets(grid.rng("lies otherwise"), ROWS, CLASSES)
+    differentiated = grid.quick(jax.value_and_grad(OF_LOGITS[name]))
+    expected = differentiated(logits, labels, targets)
+    of_logits, of_others = (P(), P("data")) if reverse else (P("data"), P())
+    with jax.set_mesh(explicit_mesh()):
+        got = differentiated(placed(logits, of_logits), placed(labels, of_others), placed(targets, of_others))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

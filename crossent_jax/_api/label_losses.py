@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from .._dense.shards import known_labels, local_labels, sum_over, total_classes
 from .._dense.vjp import row_state, without_dead_values
-from .._jax.versions import lookup
+from .._jax.versions import lookup, typed_like
 from .._linear.counted import Masks
 from .._linear.rows import projection_state, projection_sum
 from .._linear.shift import to_labels
@@ -213,8 +213,8 @@ def _live_rows(valid: Maybe, *weights: Maybe) -> Maybe:
 
 
 def _targets_that_count(spec: Spec, rows: Rows) -> Array:
-    """Zeros for the targets of ignored rows, and for NaN and inf in those of weight 0."""
-    target = rows.target
+    """Zeros for the targets of ignored rows, and for NaN and inf in those of weight 0; split as given logits are."""
+    target = rows.target if spec.linear is not None else typed_like(rows.target, rows.logits)
     if rows.where is not None:
         target = jnp.where(jnp.expand_dims(rows.where, spec.axis), target, 0)
     return target if rows.row_weights is None else without_dead_values(target, rows.row_weights != 0, spec.axis)

@@ -67,6 +67,7 @@ def mapped_together(state: State) -> State:
     scored with many labels: jax 0.7.2 and 0.10.2 give that wrong gradient silently, 0.12 raises).
     """
     same = reduce(jnp.logical_and, [field == field for field in jax.tree.leaves(state)])
+    state = jax.tree.map(lambda field: typed_like(field, same), state)  # labels may lie otherwise than the logits
     return jax.tree.map(lambda field: jnp.where(same, field, field), state)
 
 
