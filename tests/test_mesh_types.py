@@ -148,3 +148,103 @@ def test_a_split_sequence_is_made_whole(split, reduction):
     for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(right), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
     assert ours[1][0].sharding.spec == specs[0]
+
+
+B, S, K = 4, 6, 3
+ROWS_OF_TWO_AXES = {  # what splits the batch axes of hidden states, of all other arrays, and what splits classes
+    "hidden states alone whole": ((None, None), ("data", None), None),
+    "hidden states alone split": (("data", None), (None, None), None),
+    "by both axes": (("data", "model"), ("data", "model"), None),
+    "sequences and classes": ((None, "data"), (None, "data"), "model"),
+}
+
+
+def divergence_arguments():
+    gen = grid.rng("explicit divergence")
+    hidden, of_teacher = gen.standard_normal((2, B, S, D)).astype(np.float32)
+    head, teacher_head = gen.standard_normal((2, D, V)).astype(np.float32)
+    log_probs = jax.nn.log_softmax(gen.standard_normal((B, S, K + 2)).astype(np.float32))[..., :K]
+    indices = gen.permuted(np.broadcast_to(np.arange(V, dtype=np.int32), (B, S, V)), axis=-1)[..., :K]
+    logits = gen.standard_normal((B, S, V)).astype(np.float32)
+    of_rows = {"where": gen.random((B, S)) < 0.7, "labels": grid.labels(gen, B * S, V).reshape(B, S)}
+    return (
+        (hidden, head),
+        {
+            "teacher_logits": (logits,),
+            "teacher_hidden": (of_teacher, teacher_head),
+            "teacher_top_k": (indices, np.asarray(log_probs)),
+        },
+        of_rows | {"class_mask": gen.random((B, S, V)) < 0.9},
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("teacher", ["teacher_logits", "teacher_hidden", "teacher_top_k"])
+@pytest.mark.parametrize("place", ROWS_OF_TWO_AXES)
+def test_a_divergence_of_two_batch_axes_on_an_explicit_mesh(place, teacher, reduction):
+    """Rows follow the hidden states, wherever masks, labels and teachers lie; the chunks divide nothing."""
+    student, teachers, options = divergence_arguments()
+
+    def loss(student, given, options):
+        names = {"teacher_hidden": given, "teacher_top_k": (given,), "teacher_logits": given}[teacher]
+        named = dict(zip((teacher, "teacher_head"), names, strict=False))
+        options = options if teacher != "teacher_top_k" else {"where": options["where"], "labels": options["labels"]}
+        how = {"reduction": reduction, "chunk_rows": 3, "kind": "js", "label_weight": 0.3}
+        return jnp.sum(crossent_jax.linear_divergence(*student, **named, **options, **how))
+
+    differentiated = jax.value_and_grad(loss, (0, 1), allow_int=True)
+    right = grid.quick(differentiated)(student, teachers[teacher], options)
+    of_hidden, of_rows, classes = ROWS_OF_TWO_AXES[place]
+
+    def spec(name, x):
+        if x.shape == (D, V):
+            return P(None, classes)
+        split = of_hidden if name == "hidden" else of_rows
+        return P(*split, classes) if x.shape == (B, S, V) else P(*split)
+
+    with jax.set_mesh(explicit_mesh()):
+        hidden, head = (placed(x, spec(name, x)) for name, x in zip(("hidden", "head"), student, strict=True))
+        theirs = tuple(placed(x, spec(teacher, x)) for x in teachers[teacher])
+        given = {name: placed(x, spec(name, x)) for name, x in options.items()}
+        got = grid.quick(differentiated)((hidden, head), theirs, given)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        if other.dtype == jnp.float32:
+            np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_mesh", [True, False])
+@pytest.mark.parametrize("name", ["mean", "own"])
+def test_rows_follow_the_hidden_states(name, on_mesh):
+    """Labels that are split where hidden states are whole, or on no mesh."""
+    if not on_mesh and jax.__version_info__ < (0, 10):
+        pytest.skip("of the versions that were tried 0.7.2 writes no part that is on a mesh into an array that is on none")
+    hidden, head, labels, targets = linear_arguments()
+    loss = jax.value_and_grad(LINEAR[name], (0, 1))
+    expected = grid.quick(loss)(hidden, head, labels, targets)
+    with jax.set_mesh(explicit_mesh()):
+        hidden, head = (placed(x, P()) for x in (hidden, head)) if on_mesh else (hidden, head)
+        got = grid.quick(loss)(hidden, head, placed(labels, P("data")), targets)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-6)
+
+
+OF_LOGITS = {  # losses of given logits, of labels and of an array of their shape
+    "labels": lambda z, labels, other: crossent_jax.cross_entropy(z, labels, temperature=2.0, z_loss=1e-3, poly_epsilon=0.5),
+    "targets": lambda z, labels, other: crossent_jax.soft_cross_entropy(z, other),
+    "a teacher": lambda z, labels, other: crossent_jax.divergence(z, other, kind="js"),
+    "decisions": lambda z, labels, other: crossent_jax.binary_cross_entropy(z, other),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_other_arrays_may_lie_otherwise_than_the_logits(name, reverse):
+    logits, labels, *_ = arguments()
+    targets = grid.targets(grid.rng("lies otherwise"), ROWS, CLASSES)
+    differentiated = grid.quick(jax.value_and_grad(OF_LOGITS[name]))
+    expected = differentiated(logits, labels, targets)
+    of_logits, of_others = (P(), P("data")) if reverse else (P("data"), P())
+    with jax.set_mesh(explicit_mesh()):
+        got = differentiated(placed(logits, of_logits), placed(labels, of_others), placed(targets, of_others))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

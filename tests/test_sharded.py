@@ -110,6 +110,31 @@ def test_explain_says_what_moves(layout):
     assert all(str(each) in str(decision) for each in decision.sharded.moved)
 
 
+OWN = {  # losses of a row, by the numbers of a row that are exchanged for them
+    2: lambda stats: stats.lse**2,
+    3: lambda stats: stats.nll * jnp.exp(-stats.target_probability),
+    4: lambda stats: stats.nll - 0.01 * stats.entropy,
+    6: lambda stats: stats.nll + 0.1 * (stats.ce_prior - stats.entropy),
+    7: lambda stats: jnp.where(stats.argmax == 3, stats.nll, stats.entropy * stats.ce_prior),
+}
+
+
+@pytest.mark.parametrize("numbers", OWN)
+def test_explain_counts_what_a_loss_of_ones_own_reads(numbers):
+    mesh, arrays, _ = placed("batch and vocabulary")
+
+    def loss(*arrays, **options):
+        own = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+        return own(OWN[numbers], *arrays, **options)
+
+    with jax.set_mesh(mesh):
+        (decision,) = crossent_jax.explain(loss, *arrays)
+    assert sum(each.value + each.gradient for each in decision.sharded.moved) == moved(
+        "batch and vocabulary", loss, chunk_rows=32
+    )
+    assert f"{numbers} numbers over 'model'" in str(decision)
+
+
 OF_TOKENS = {
     "losses of rows": (crossent_jax.linear_cross_entropy, {"reduction": "none"}),
     "log-probabilities": (crossent_jax.linear_token_log_probs, {}),
@@ -143,6 +168,73 @@ def test_targets_and_a_loss_of_ones_own():
     np.testing.assert_allclose(soft, crossent_jax.linear_soft_cross_entropy(HIDDEN, HEAD, targets), rtol=1e-5)
     right = crossent_jax.linear_loss(own, HIDDEN, HEAD, LABELS, weights, reduction="sum")
     np.testing.assert_allclose(mine, right, rtol=1e-5)
+
+
+CLOSING = {  # losses of a row that close over an array
+    "a product": lambda scale: lambda stats, advantage: scale[0] * advantage * stats.nll + 2.0 * stats.entropy,
+    "a choice": lambda scale: lambda stats, advantage: jnp.where(stats.nll > 3, jnp.sum(scale) * stats.nll, advantage),
+}
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "concrete"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("case", CLOSING)
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_loss_of_ones_own_that_closes_over_an_array(kind, case, reduction, traced):
+    """Which has the gradient that it has on one device."""
+    given, advantages = jnp.asarray([0.7, -1.3]), OPTIONS["row_weights"]
+
+    def total(loss, hidden, head, scale, labels):
+        own = CLOSING[case](scale if traced else given)
+        return jnp.sum(
+            loss(own, hidden, head, labels, advantages, reduction=reduction, where=OPTIONS["where"], chunk_rows=8)
+        )
+
+    def differentiated(loss):
+        return grid.quick(jax.value_and_grad(partial(total, loss), (0, 1, 2)))
+
+    mesh, (hidden, head, labels), _ = placed("features and vocabulary", AxisType[kind])
+    with jax.set_mesh(mesh):
+        got = differentiated(sharded_loss("features and vocabulary", crossent_jax.linear_loss))(hidden, head, given, labels)
+    right = differentiated(crossent_jax.linear_loss)(HIDDEN, HEAD, given, LABELS)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_of_ones_own_that_closes_over_an_array_outside_jit():
+    mesh, arrays, _ = placed("batch and vocabulary")
+    own = CLOSING["a product"](jnp.asarray([0.7, -1.3]))
+    loss = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+    with jax.set_mesh(mesh):
+        got = loss(own, *arrays, OPTIONS["row_weights"])
+    right = crossent_jax.linear_loss(own, HIDDEN, HEAD, LABELS, OPTIONS["row_weights"])
+    np.testing.assert_allclose(got, right, rtol=1e-5)
+
+
+def test_closed_over_arrays_that_lie_on_explicit_axes():
+    """JAX takes them into no ``jax.shard_map``; the error says what to do, which has the right gradients."""
+    mesh, arrays, _ = placed("batch and vocabulary", AxisType.Explicit)
+    scale = jax.device_put(jnp.asarray([0.7, -1.3]), NamedSharding(mesh, P()))
+
+    def closing(loss, hidden, head, scale, labels):
+        return loss(lambda stats: jnp.sum(scale) * stats.nll, hidden, head, labels)
+
+    def of_row_args(loss, hidden, head, scale, labels):
+        each = jnp.broadcast_to(scale, labels.shape + scale.shape)
+        return loss(lambda stats, scale: jnp.sum(scale) * stats.nll, hidden, head, labels, each)
+
+    def differentiated(way, loss):
+        return grid.quick(jax.value_and_grad(partial(way, loss), (0, 1, 2)))
+
+    loss = sharded_loss("batch and vocabulary", crossent_jax.linear_loss)
+    with jax.set_mesh(mesh):
+        given = *arrays[:2], scale, arrays[2]
+        with pytest.raises(ValueError, match=r"loss_fn must be .* pass it as one of row_args: jnp.broadcast_to\(x, "):
+            differentiated(closing, loss)(*given)
+        got = differentiated(of_row_args, loss)(*given)
+    right = differentiated(closing, crossent_jax.linear_loss)(HIDDEN, HEAD, jnp.asarray([0.7, -1.3]), LABELS)
+    for ours, other in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
 
 
 TEACHER_HIDDEN = jnp.asarray(GEN.standard_normal((BATCH, SEQUENCE, 16)), jnp.float32)

@@ -152,6 +152,35 @@ def test_a_shard_with_every_class_masked():
     np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
 
 
+@pytest.mark.parametrize("linear", [False, True], ids=["logits", "products"])
+@pytest.mark.parametrize("case", ["plain", "everything", "soft"])
+@pytest.mark.parametrize("implementation", grid.BACKENDS)
+def test_gradients_of_a_masked_label_do_not_depend_on_where_classes_are_cut(implementation, case, linear):
+    """The loss is +inf, its gradients are those of its other terms, relative to the row's maximum: the temperature's too."""
+    options = {"reduction": "sum", "implementation": implementation} | CASES.get(case, {})
+    options.pop("where", None)  # row 14 has the masked label
+    targets = TARGETS.at[5, 14].set(0.25)
+    head = jnp.eye(CLASSES)
+
+    def loss(logits, temperature, weights, mask, targets, head, axis_name=None):
+        given = options | {"class_mask": mask, "temperature": temperature, "axis_name": axis_name}
+        given |= {"class_weights": weights} if case == "everything" else {}
+        name = "soft_cross_entropy" if case == "soft" else "cross_entropy"
+        target = targets if case == "soft" else LABELS
+        if linear:
+            return getattr(crossent_jax, f"linear_{name}")(logits, head, target, chunk_rows=2, **given)
+        return getattr(crossent_jax, name)(logits, target, **given)
+
+    rows, classes = P(), P("model")
+    specs = (rows if linear else P(None, "model"), rows, classes, classes, P(None, "model"), P(None, "model"))
+    split = jax.shard_map(lambda *a: loss(*a, axis_name="model"), mesh=mesh(), in_specs=specs, out_specs=P())
+    arguments = LOGITS, TEMPERATURE, CLASS_WEIGHTS, MASK, targets, head
+    got, right = (grid.quick(jax.value_and_grad(f, (0, 1)))(*arguments) for f in (split, loss))
+    assert right[0] == jnp.inf
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_loss_sum_over_a_mesh_axis_is_the_mean_of_uneven_shards():
     logits = 3 * jax.random.normal(jax.random.key(1), (SHARDS * 3, CLASSES))
     labels = jnp.arange(SHARDS * 3) % CLASSES

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from .. import guards
 from .._jax.dtypes import statistics_dtype
 from .._jax.row_blocks import by_rows, on_one_device
-from .._jax.versions import joint_axes, sums_exponentials_at_once, varying_over
+from .._jax.versions import joint_axes, sums_exponentials_at_once, typed_like, varying_over
 from .._row.logit_map import over, usable
 from .._row.losses import times
 from .._row.reduce import counted_weights, keep, reduce_rows, weighted_losses
@@ -170,7 +170,7 @@ def _whole_sums(z, y, valid, weights, options: _Options) -> tuple[Array, Array]:
 def _weighted(z, y, valid, weights, options: _Options) -> tuple[Array, Array]:
     """The weighted losses, and what each counts in the denominator of the mean."""
     dtype = statistics_dtype(z.dtype)
-    z, y = keep(valid, (z, y))
+    z, y = keep(valid, (z, typed_like(y, z)))
     z, y = z.astype(dtype), y.astype(dtype)
     if weights is not None:  # 0 * NaN of a decision of weight 0 must not reach a gradient
         weights = weights.astype(dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from .._dense.shards import known_labels, local_labels, sum_over, total_classes
 from .._dense.vjp import row_state, without_dead_values
-from .._jax.versions import lookup
+from .._jax.versions import lookup, typed_like
 from .._linear.counted import Masks
 from .._linear.rows import projection_state, projection_sum
 from .._linear.shift import to_labels
@@ -70,7 +70,7 @@ def loss_of_rows(spec: Spec, reduction: str, rows: Rows, options: LossOptions):
 
 def _reduced(spec, reduction, wanted, rows, parts, losses_of, of_rows, shared, row_weights, class_weight):
     """The losses ``losses_of(state, of_rows, shared)`` of all rows, reduced."""
-    if spec.linear is not None and reduction != "none":
+    if spec.linear is not None and reduction != "none" and not losses_of.apart:
         losses = projection_sum(spec, wanted, rows.logits, parts.operands, parts.masks, losses_of, of_rows, shared)
     else:
         losses = losses_of(_state(spec, wanted, rows, parts), of_rows, shared)
@@ -82,6 +82,7 @@ class StateLoss(NamedTuple):
     """The weighted losses of rows from their state: ``of_rows`` is (valid rows, class weights, row weights)."""
 
     soft: bool
+    apart = False  # of what a user's function closes over: UserLoss
 
     def __call__(self, state: State, of_rows, shared: Shared) -> Array:
         (valid, weight, row_weights), (temperature, options) = of_rows, shared
@@ -212,8 +213,8 @@ def _live_rows(valid: Maybe, *weights: Maybe) -> Maybe:
 
 
 def _targets_that_count(spec: Spec, rows: Rows) -> Array:
-    """Zeros for the targets of ignored rows, and for NaN and inf in those of weight 0."""
-    target = rows.target
+    """Zeros for the targets of ignored rows, and for NaN and inf in those of weight 0; split as given logits are."""
+    target = rows.target if spec.linear is not None else typed_like(rows.target, rows.logits)
     if rows.where is not None:
         target = jnp.where(jnp.expand_dims(rows.where, spec.axis), target, 0)
     return target if rows.row_weights is None else without_dead_values(target, rows.row_weights != 0, spec.axis)
@@ -232,3 +233,9 @@ def user_loss(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str],
 
 
 user_loss_of_rows = jax.jit(user_loss, static_argnums=(0, 1, 2, 3))
+
+
+def user_loss_of_call(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str], *arrays):
+    """The same of a function that no later call can share: a program that is forgotten with it. One program too, since JAX
+    (to 0.10.2 at least) runs no rule with symbolic zeros in a ``jax.shard_map`` that is not compiled."""
+    return jax.jit(partial(user_loss, spec, reduction, loss, reads))(*arrays)

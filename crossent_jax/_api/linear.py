@@ -7,12 +7,13 @@ from typing import Any, Unpack
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from .._jax.versions import joint_axes
 from .._linear.shift import to_hidden
 from .._row.state import RowStats
 from .._row.user_loss import UserLoss, trace
 from . import checks
 from .arguments import check_linear_rows, check_terms, taken_terms
-from .label_losses import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss, user_loss_of_rows
+from .label_losses import log_probs_of_rows, loss_of_rows, stats_of_rows, user_loss_of_call, user_loss_of_rows
 from .options import LinearCrossEntropy, LinearLoss, LinearSoftCrossEntropy, LinearStatistics, completed, takes
 
 
@@ -177,7 +178,8 @@ def linear_loss(
     products, as in :func:`linear_cross_entropy`. Statistics that it does not read are not computed.
 
     Args:
-        loss_fn: ``(stats, *row_args) -> scalar`` in ``jax.numpy``. Arrays that it closes over get gradients too.
+        loss_fn: ``(stats, *row_args) -> scalar`` in ``jax.numpy``. Arrays that it closes over get gradients too, inside
+            ``jax.shard_map`` (as ``sharded`` calls it) for a fourth product; ``row_args`` take none.
         hidden, head, labels, bias, ...: as in :func:`linear_cross_entropy`.
         *row_args: arrays ``(..., *)`` whose first axes are the labels' (advantages, old log-probabilities), indexed like
             them; differentiable. Those of ignored rows are 0.
@@ -202,10 +204,10 @@ def linear_loss(
     batch, shift = rows.target.shape, spec.shift
     row_args = tuple(checks.row_arg(f"row_args[{i}]", x, batch) for i, x in enumerate(row_args))
     row_args = tuple(to_hidden(shift, x, len(batch) - 1) if shift.places else x for x in row_args)
-    traced = trace(loss_fn, row_args, len(batch), rows.dtype)
-    run = user_loss_of_rows if traced.shareable else user_loss
-    reduction = checks.reduction(given["reduction"])
-    return run(spec, reduction, UserLoss(traced.loss), traced.reads, rows, row_args, traced.constants)
+    traced = trace(loss_fn, row_args, len(batch), rows.dtype, joint_axes((rows, row_args)))
+    run = user_loss_of_rows if traced.shareable else user_loss_of_call
+    loss, reduction = UserLoss(traced.loss, traced.apart), checks.reduction(given["reduction"])
+    return run(spec, reduction, loss, traced.reads, rows, row_args, traced.constants)
 
 
 def _loss(function: Callable, hidden: ArrayLike, head: ArrayLike, options: Mapping, **target: ArrayLike) -> Any:

@@ -13,8 +13,8 @@ split the features d of the head. Items of h bytes (hidden states), w (the head)
 | labels and the like, placed as such hidden states | gathered; of targets, the own classes' | |
 | loss, rows split | its sum and its weight, 2 s | |
 
-Gradients count whether or not they are taken. Not in it: numbers of each row of ``linear_loss`` and ``linear_divergence``,
-rows that the last chunk sees again, the borders of a sequence with ``shift``, the gradients of other arguments.
+Gradients count whether or not they are taken. Not in it: numbers of each row of ``linear_divergence``, rows that the last
+chunk sees again, the borders of a sequence with ``shift``, the gradients of other arguments.
 Eight H100s move just that, of float32 sums and bfloat16 arrays; of these a CPU gathers and scatters float32, and a v5e adds
 up gradients in bfloat16 (as compiled, jax 0.10.2).
 """
@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from .._jax.dtypes import statistics_dtype
+from .._row.user_loss import trace
 from .mesh_specs import HEADS, HIDDEN, OF_LOGITS, OF_ROWS, devices_of
 
 if TYPE_CHECKING:
@@ -63,21 +64,22 @@ class Movement(NamedTuple):
         return "\n  ".join([f"sharded: {self.split}", *map(str, self.moved), *self.left_out])
 
 
-def movement(layout: "Layout", function: str, arrays: dict[str, Any], options: dict[str, Any]) -> Movement:
-    """Of a call of the function of this name."""
+def movement(layout: "Layout", function: str, first: list, arrays: dict[str, Any], options: dict[str, Any]) -> Movement:
+    """Of a call of the function of this name. ``first``: the arguments that stand before its arrays."""
     names = {"rows": layout.axes, "vocabulary": layout.classes, "features of the head": layout.features}
     split = ", ".join(f"{what} over {_over(axes)}" for what, axes in names.items() if axes)
-    left_out = layout.classes is not None and function in ("linear_loss", "linear_divergence")
+    left_out = layout.classes is not None and function == "linear_divergence"
     words = [f"each row: numbers over {layout.classes!r}, which are not counted for {function}"] if left_out else []
-    return Movement(split or "nothing is split", _moved(layout, function, arrays, options), words)
+    numbers = _numbers_of_a_row(function, first, arrays, options) if layout.classes else 0
+    return Movement(split or "nothing is split", _moved(layout, numbers, arrays, options), words)
 
 
 def _over(names: tuple[str, ...] | str) -> str:
     return " and ".join(map(repr, (names,) if isinstance(names, str) else names))
 
 
-def _moved(layout: "Layout", function: str, arrays: dict[str, Any], options: dict[str, Any]) -> list[Moved]:
-    """The module's table."""
+def _moved(layout: "Layout", numbers: int, arrays: dict[str, Any], options: dict[str, Any]) -> list[Moved]:
+    """The module's table. ``numbers``: of each row."""
     wide = statistics_dtype(jnp.result_type(arrays["hidden"])).itemsize
     rows = math.prod(arrays["hidden"].shape[:-1]) // devices_of(layout.axes)
     found = [_hidden(layout, name, arrays[name], rows, wide) for name in HIDDEN if name in arrays]
@@ -89,7 +91,6 @@ def _moved(layout: "Layout", function: str, arrays: dict[str, Any], options: dic
         )
         size = (of_rows + of_logits // devices_of((layout.classes,))) // devices_of(layout.axes)
         found += [Moved("labels and the like", f"moved over {layout.classes!r} if placed as hidden", size)]
-    numbers = _numbers_of_a_row(function, arrays, options) if layout.classes else 0
     found += [Moved("each row", f"{numbers} numbers over {layout.classes!r}", rows * numbers * wide)] if numbers else []
     sums = {"mean": 2, "loss_sum": 2, "sum": 1}.get(options.get("reduction", "none"), 0) if layout.axes else 0
     found += [Moved("loss", f"summed over {_over(layout.axes)}", sums * wide)] if sums else []
@@ -118,9 +119,11 @@ def _head(layout: "Layout", name: str, x, wide: int) -> Moved:
     return Moved(name, f"gathered over {_over(layout.features)}", size, how, total + size // devices_of(layout.features))
 
 
-def _numbers_of_a_row(function: str, arrays: dict[str, Any], options: dict[str, Any]) -> int:
+def _numbers_of_a_row(function: str, first: list, arrays: dict[str, Any], options: dict[str, Any]) -> int:
     """k, of losses and statistics of labels and targets; of others 0, which is not known here."""
     is_weighted = "class_weights" in arrays
+    if function == "linear_loss":
+        return _numbers_read(first[0], arrays)
     if function == "linear_token_log_probs":
         return 3
     if function == "linear_row_stats":
@@ -131,6 +134,14 @@ def _numbers_of_a_row(function: str, arrays: dict[str, Any], options: dict[str, 
     smoothed, soft = _is_on(given["label_smoothing"]), function == "linear_soft_cross_entropy"
     numbers = 3 + is_weighted + _is_on(given["entropy_weight"]) + (2 + is_weighted if smoothed else 0)
     return numbers + soft + (soft and _is_on(given["poly_epsilon"]))
+
+
+def _numbers_read(loss_fn: Any, arrays: dict[str, Any]) -> int:
+    """k of a loss of one's own: the maximum and its sum, and what else belongs to the statistics that it reads."""
+    hidden = arrays["hidden"]
+    reads = trace(loss_fn, arrays.get("row_args", ()), hidden.ndim - 1, statistics_dtype(hidden.dtype)).reads
+    of_label = not reads.isdisjoint(("nll", "target_probability"))
+    return 2 + of_label + ("entropy" in reads) + 2 * ("ce_prior" in reads) + ("argmax" in reads)
 
 
 def _is_on(option: Any) -> bool:

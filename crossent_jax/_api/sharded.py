@@ -160,9 +160,10 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
         specs = {name: jax.tree.map(partial(layout.spec, name), x) for name, x in call.arrays.items()}
 
         axes = _axes(layout, call.static.get("shift", 0))
+        inside = call._replace(first=[_of_device(loss_fn) for loss_fn in call.first])
 
         def here(arrays):
-            loss, named = _loss_of(function, call, {name: layout.gather(name, x) for name, x in arrays.items()})
+            loss, named = _loss_of(function, inside, {name: layout.gather(name, x) for name, x in arrays.items()})
             return _reduced(layout, loss, call.static | named | axes)
 
         def whole(arrays):
@@ -171,7 +172,7 @@ def sharded(function: Callable, *, hidden: P, head: P, labels: P | None = None) 
 
         of_tokens = call.static.get("reduction", "none") == "none"
         out_specs = layout.spec("labels", None) if of_tokens else P()
-        with inside_sharded(partial(movement, layout, function.__name__, call.arrays, call.static)):
+        with inside_sharded(partial(movement, layout, function.__name__, call.first, call.arrays, call.static)):
             return mapped(here, whole, call.arrays, specs, out_specs, layout.fix)
 
     return run
@@ -182,6 +183,24 @@ def _loss_of(function: Callable, call: "_Call", arrays: dict[str, Any]) -> tuple
     arrays = dict(arrays)
     positional = [arrays.pop(name) for name in call.positional]
     return partial(function, *call.first, *positional, *arrays.pop("row_args", ())), arrays
+
+
+def _of_device(loss_fn: Any) -> Any:
+    """The ``loss_fn`` of ``linear_loss``, whose errors, where it has none on whole arrays, say what to do. JAX (to 0.10.2 at
+    least) takes no closed-over array into a ``jax.shard_map`` that lies on Explicit axes, and one on Auto axes with the type
+    that it has outside, which not every operation likes."""
+
+    def of_device(*arguments):
+        try:
+            return loss_fn(*arguments)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise ValueError(
+                "loss_fn must be a function that JAX can run inside jax.shard_map, as sharded does; got one that runs on "
+                "whole arrays alone. If it closes over an array x, pass it as one of row_args: "
+                f"jnp.broadcast_to(x, labels.shape + x.shape), of which each row gets x. JAX says: {error}"
+            ) from error
+
+    return of_device if callable(loss_fn) else loss_fn
 
 
 class _Call(NamedTuple):

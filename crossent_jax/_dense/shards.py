@@ -54,8 +54,15 @@ def jointly_varying(operands: Any) -> Any:
     return varying_over(joint_axes(operands), operands)
 
 
-def merge_shards(state: State, axis_name: str | None, local_classes: int, temperature: Maybe, known: Maybe = None) -> State:
-    """The state of whole rows from the state of each shard. ``known``: :func:`known_labels`."""
+def merge_shards(
+    state: State, axis_name: str | None, local_classes: int, temperature: Maybe, *, soft: bool, known: Maybe = None
+) -> State:
+    """The state of whole rows from the state of each shard. ``known``: :func:`known_labels`.
+
+    A masked label is at -inf from every maximum: its distance has no derivative, and so none when it is moved from a shard's
+    maximum to the row's (the temperature's derivative would depend on where classes are cut). Of targets (``soft``) the move
+    is that of the unmasked classes, which the mass counts alone.
+    """
     if axis_name is None:
         return state
     maximum = jax.lax.pmax(jax.lax.stop_gradient(state.maximum), axis_name)
@@ -63,7 +70,10 @@ def merge_shards(state: State, axis_name: str | None, local_classes: int, temper
     if index is not None:
         start = jax.lax.axis_index(axis_name) * local_classes
         index = jnp.where(index == NO_CLASS, NO_CLASS, index + start)
+    of_label = state.target_dot
     state = rebase(state._replace(argmax=index), maximum, temperature)
+    if not soft:
+        state = state._replace(target_dot=jnp.where(of_label == -jnp.inf, of_label, state.target_dot))
     least = None if index is None else jax.lax.pmin(state.argmax, axis_name)
     mass = None if known is None else known.astype(state.target_mass.dtype)
     parts = state._replace(maximum=None, argmax=None, target_mass=state.target_mass if mass is None else None)

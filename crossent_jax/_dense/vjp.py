@@ -27,7 +27,8 @@ def row_state(
         target = without_dead_values(operands.target, live, wanted.axis) if is_soft(operands.target) else operands.target
         operands = operands._replace(logits=without_dead_values(operands.logits, live, wanted.axis), target=target)
     state = dense_state(backend, wanted, jointly_varying(operands))
-    return merge_shards(state, axis_name, operands.logits.shape[wanted.axis], operands.temperature, known)
+    classes, soft = operands.logits.shape[wanted.axis], is_soft(operands.target)
+    return merge_shards(state, axis_name, classes, operands.temperature, soft=soft, known=known)
 
 
 def without_dead_values(x: jax.Array, live, axis: int) -> jax.Array:
@@ -66,6 +67,7 @@ def mapped_together(state: State) -> State:
     scored with many labels: jax 0.7.2 and 0.10.2 give that wrong gradient silently, 0.12 raises).
     """
     same = reduce(jnp.logical_and, [field == field for field in jax.tree.leaves(state)])
+    state = jax.tree.map(lambda field: typed_like(field, same), state)  # labels may lie otherwise than the logits
     return jax.tree.map(lambda field: jnp.where(same, field, field), state)
 
 

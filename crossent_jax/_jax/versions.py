@@ -53,14 +53,16 @@ def mesh_axes(x, axis: int) -> tuple[Any, tuple[str, ...]]:
 
 def regrouped(x, axes: int, shape: tuple[Any, ...], like):
     """``x`` with its first ``axes`` axes reshaped. If the type of ``like`` says that its first axis is split, so is the
-    first one here, before and after; the others are made whole."""
-    sharding = explicit_sharding(like)
-    if sharding is None or not any(sharding.spec[: like.ndim - 1]):
+    first one here, before and after; the others are made whole, and all of them where ``like`` is."""
+    of_like = explicit_sharding(like)
+    sharding = of_like or explicit_sharding(x)  # arrays that are on no mesh stand beside arrays that are
+    if sharding is None:
         return x.reshape(*shape, *x.shape[axes:])
+    first = None if of_like is None or like.ndim == 1 else of_like.spec[0]
     rest = jax.typeof(x).sharding.spec[axes:]
-    x = jax.sharding.reshard(x, sharding.update(spec=jax.P(sharding.spec[0], *[None] * (axes - 1), *rest)))
-    split = sharding.update(spec=jax.P(sharding.spec[0], *[None] * (len(shape) - 1), *rest))
-    return jax.lax.reshape(x, (*shape, *x.shape[axes:]), out_sharding=split)
+    before, after = (jax.P(*[first, *[None] * count][:count], *rest) for count in (axes, len(shape)))
+    x = jax.sharding.reshard(x, sharding.update(spec=before))
+    return jax.lax.reshape(x, (*shape, *x.shape[axes:]), out_sharding=sharding.update(spec=after))
 
 
 def whole_along(x, axis: int):

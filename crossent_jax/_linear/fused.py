@@ -168,15 +168,17 @@ def _is_zero(cotangent) -> bool:
 
 class Loss(NamedTuple):
     """The static half of a loss: ``losses(state, of_rows, shared)`` gives the weighted losses of rows from whole rows'
-    states; ``axis_name``: the mesh axis over which the classes are split. Called with ``rows = (known, of_rows)``, of which
-    the first is for the merge of the shards' states."""
+    states; ``axis_name``: the mesh axis over which the classes are split; ``soft``: whether rows have targets, not labels.
+    Called with ``rows = (known, of_rows)``, of which the first is for the merge of the shards' states."""
 
     losses: Callable[[State, Any, Shared], Array]
     axis_name: str | None
+    soft: bool
 
     def __call__(self, state: State, rows: Any, shared: Shared, classes: int) -> Array:
         known, of_rows = rows
-        return self.losses(merge_shards(state, self.axis_name, classes, shared.temperature, known), of_rows, shared)
+        state = merge_shards(state, self.axis_name, classes, shared.temperature, soft=self.soft, known=known)
+        return self.losses(state, of_rows, shared)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

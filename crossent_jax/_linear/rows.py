@@ -61,7 +61,8 @@ def projection_state(spec: Spec, wanted: Wanted, projection: Projection, operand
     plans, counted, fused = _fused(spec, wanted, projection, operands, masks)
     state = linear_state(plans, counted, fused)
     state = jax.tree.map(lambda field: regrouped(field, field.ndim, batch, projection.hidden), state)
-    return merge_shards(state, spec.axis_name, _classes(spec, projection), operands.temperature, masks.known)
+    classes, soft = _classes(spec, projection), is_soft(operands.target)
+    return merge_shards(state, spec.axis_name, classes, operands.temperature, soft=soft, known=masks.known)
 
 
 def projection_sum(
@@ -79,11 +80,11 @@ def projection_sum(
     rows, batch_axes = fused.projection.hidden.shape[:-1], projection.hidden.ndim - 1
     of_rows = jax.tree.map(lambda x: regrouped(x, batch_axes, rows, projection.hidden), (masks.known, of_rows))
     shared = jax.tree.map(lambda x: jnp.asarray(x, plan_dtype(projection)), shared)
+    loss = Loss(losses, spec.axis_name, is_soft(operands.target))
     if BACKENDS[spec.backend].dense_gradient is None:
-        state, classes = linear_state(plans, counted, fused), _classes(spec, projection)
-        return Loss(losses, spec.axis_name)(state, of_rows, shared, classes)
+        return loss(linear_state(plans, counted, fused), of_rows, shared, _classes(spec, projection))
     of_rows, shared = _varying_like(fused, (of_rows, shared), spec.axis_name)
-    return fused_sum(plans, Loss(losses, spec.axis_name), counted, fused, of_rows, shared)
+    return fused_sum(plans, loss, counted, fused, of_rows, shared)
 
 
 def plan_dtype(projection: Projection) -> jnp.dtype:

@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from .._dense.shards import known_labels, local_labels, sum_over, total_classes
 from .._dense.vjp import row_state
 from .._jax.dtypes import statistics_dtype
+from .._jax.versions import explicit_sharding, is_split
 from .._row.block import Operands, Wanted, is_soft
-from .._row.labels import NOT_HERE
+from .._row.labels import NOT_HERE, is_label
 from .._row.reduce import weighted_losses
 from .._row.state import Maybe, finalize
 from ..backends import BACKENDS
@@ -120,10 +121,37 @@ def _with_rest(axis_name: str | None, u: Array, indices: Array) -> Array:
     classes = u.shape[-1]
     indices = local_labels(indices, classes, axis_name)
     here = indices != NOT_HERE
-    listed = jnp.take_along_axis(u, jnp.maximum(indices, 0), -1)
-    listed = sum_over(jnp.where(here, listed, 0), axis_name)
-    others = jnp.put_along_axis(u, jnp.where(here, indices, classes), -jnp.inf, -1, inplace=False, mode="drop")
+    listed = sum_over(jnp.where(here, _at(u, jnp.maximum(indices, 0)), 0), axis_name)
+    others = _without(u, jnp.where(here, indices, classes))
     return jnp.concatenate([listed, log_sum_exp(others, axis_name)], -1)
+
+
+def _at(u: Array, indices: Array) -> Array:
+    """``u`` at k indices along its last axis. Classes of which a type says that they are split are compared: a gather or a
+    scatter along them has no sharding of its own."""
+    if is_split(u, -1):
+        return jnp.sum(jnp.where(_are_listed(u, indices), jnp.expand_dims(u, -2), 0), -1)
+    return jnp.take_along_axis(u, indices, -1)
+
+
+def _without(u: Array, indices: Array) -> Array:
+    """``u`` with -inf at k indices along its last axis, of which those out of range are dropped."""
+    if is_split(u, -1):
+        return jnp.where(jnp.any(_are_listed(u, indices), -2), -jnp.inf, u)
+    if explicit_sharding(u) is None:
+        return jnp.put_along_axis(u, indices, -jnp.inf, -1, inplace=False, mode="drop")
+
+    def without(u, indices):
+        return u.at[indices].set(-jnp.inf, mode="drop")
+
+    for _ in range(u.ndim - 1):  # for rows that a type says are split, a scatter is asked for row by row
+        without = jax.vmap(without)
+    return without(u, indices)
+
+
+def _are_listed(u: Array, indices: Array) -> Bool[Array, "... k v"]:
+    """Which class each index is of."""
+    return is_label(indices, (*indices.shape, u.shape[-1]), -1)
 
 
 def _with_tail(spec: PairSpec, log_probs: Array, everything: bool) -> Array:

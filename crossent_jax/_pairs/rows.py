@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._jax.versions import regrouped
+from .._jax.versions import regrouped, typed_like
 from .._linear.cuts import cut_rows
 from .._linear.projection import Layout
 from .._linear.rows import devices_of_rows, sizes_of
@@ -21,9 +21,9 @@ from .loss import PairRows, PairSpec
 
 
 def pair_loss(spec: PairSpec, reduction: str, class_mask: Maybe, rows: PairRows, dtype):
-    """Of two arrays of logits. Scalar options are spread over the rows."""
+    """Of two arrays of logits, the teacher's split as the student's. Scalar options are spread over the rows."""
     batch = rows.logits.shape[:-1]
-    rows = _spread(rows, batch, dtype)
+    rows = _spread(rows._replace(teacher=typed_like(rows.teacher, rows.logits)), batch, dtype)
     return _reduced(losses_of_pairs(spec, class_mask, rows), rows, reduction, batch, dtype)
 
 

@@ -290,14 +290,14 @@ def _prior_fields(wanted: Wanted, operands: Operands, classes: "_Classes") -> tu
 
 
 def _soft_fields(wanted: Wanted, operands: Operands, classes: "_Classes") -> tuple[Array, ...]:
-    """``(sum t d, sum t)``; the first is -inf where the target reaches a masked class."""
+    """``(sum t d, sum t)``; the first is -inf where the target reaches a masked class, with the derivative of the others."""
     axis, target = wanted.axis, operands.target.astype(classes.d.dtype)
     if classes.allowed is None:  # a masked class has d = -inf
         return sums_together(axis, jnp.where(target == 0, 0, target * classes.d), target)
     reaches_masked = jnp.any((target != 0) & ~classes.allowed, axis)
     target = jnp.where(classes.allowed, target, 0)
     dot, mass = sums_together(axis, target * classes.d, target)
-    return jnp.where(reaches_masked, -jnp.inf, dot), mass
+    return dot + jnp.where(reaches_masked, -jnp.inf, 0), mass
 
 
 def _target_exp(wanted: Wanted, operands: Operands, classes: "_Classes") -> Array:

@@ -3,6 +3,10 @@
 It is mapped over rows here, so it cannot mix them. Only the statistics that it reads are computed. Two functions of the same
 code that refer to the same values, in closure, defaults or module, are one, so that a fresh lambda does not compile anew and
 a changed number is not missed; arrays and tracers that it closes over become arguments, so that they get their gradients.
+
+Not so inside ``jax.shard_map``, where types say over which mesh axes an array varies: what JAX traced of a function holds
+for the types that it was traced with. There the function itself is called where the statistics are, and what it closes over
+gets its gradients from JAX: ``apart`` from the rule that makes gradients in the forward pass, which would not see them.
 """
 
 import functools
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._jax.versions import joint_axes
 from .losses import Shared
 from .reduce import keep, weighted_losses
 from .state import RowStats, State, finalize
@@ -38,16 +43,17 @@ class RowLoss(NamedTuple):
 
 class Traced(NamedTuple):
     """A row loss ready to run: ``loss(stats, row_args, constants)``, the arrays it closed over, whether a later call can
-    share its compilation, and the statistics that it reads."""
+    share its compilation, the statistics that it reads, and whether it is to be called ``apart``."""
 
     loss: RowLoss
     constants: tuple
     shareable: bool
     reads: frozenset[str]
+    apart: bool = False
 
 
-def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype) -> Traced:
-    """Look at a user's function once, on the shapes of one row."""
+def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype, axes: frozenset[str] = frozenset()) -> Traced:
+    """Look at a user's function once, on the shapes of one row. ``axes``: the mesh axes over which rows may vary."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of a row's statistics and row_args; got {loss_fn!r}.")
     number, index = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((), jnp.int32)
@@ -72,6 +78,9 @@ def trace(loss_fn: Callable, row_args: tuple, batch_axes: int, dtype) -> Traced:
     if key is not None:
         return Traced(RowLoss(lambda stats, row, constants: loss_fn(stats, *row), key), (), True, reads)
     converted, constants = jax.closure_convert(fresh, stats, *row)
+    if axes or joint_axes(constants):
+        called = RowLoss(lambda stats, row, constants: loss_fn(stats, *row), fresh)
+        return Traced(called, (), False, reads, apart=bool(constants))
     return Traced(
         RowLoss(lambda stats, row, constants: converted(stats, *row, *constants), converted), tuple(constants), False, reads
     )
@@ -122,9 +131,11 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 class UserLoss(NamedTuple):
-    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, row weights, row_args)."""
+    """The weighted losses of rows from their state: ``of_rows`` is (valid rows, row weights, row_args). ``apart``: called
+    outside the rule that makes gradients in the forward pass."""
 
     loss: RowLoss
+    apart: bool = False
 
     def __call__(self, state: State, of_rows, shared: Shared) -> Array:
         (valid, row_weights, row_args), (temperature, constants) = of_rows, shared
