@@ -2,6 +2,7 @@
 the exact formula, sizes of chunks, and what a memory budget allows. ``test_aot.py`` compiles for the chips themselves."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from crossent_jax._linear import chunk, cuts, fused
 from crossent_jax._linear import rows as cut_into_chunks
 from crossent_jax._linear.cuts import Limits, Sizes, cost, cut_rows
 
-from . import grid
+from . import grid, test_sharded
 from .test_linear_values import assert_case, library_function, make_case, structure_of
 
 
@@ -83,7 +84,7 @@ def test_a_confident_row_keeps_its_gradient(platform):
     assert np.allclose(np.diag(dx)[:3], -7 * others, rtol=2**-8)
 
 
-@pytest.mark.parametrize("mask", [None, np.arange(13) > 3], ids=["no mask", "the first four masked"])
+@pytest.mark.parametrize("mask", [None, np.arange(13) > 3], ids=["unmasked", "first_four_masked"])
 def test_logits_far_from_those_of_the_first_classes(mask, platform):
     """Where they are guessed from, and in chunks where the guess does not do for one row."""
     gen = grid.rng("accelerators guess")
@@ -101,6 +102,37 @@ def test_logits_far_from_those_of_the_first_classes(mask, platform):
     assert np.allclose([value, loss(hidden, head)], nll.sum(), rtol=1e-6)
     assert np.allclose(dx, dz @ head.T, rtol=1e-5, atol=1e-5)
     assert np.allclose(dw, hidden.T @ dz, rtol=1e-5, atol=1e-5 * 300)
+
+
+@pytest.mark.parametrize("layout", ["features and vocabulary", "sequence by the vocabulary's axis"])
+def test_a_guess_that_does_for_some_devices_of_a_mesh(layout, platform):
+    """Each makes its own chunks again, or not; a label far above every other class of another device."""
+    mesh, (hidden, head, labels), _ = test_sharded.placed(layout)
+    hidden, head = hidden.at[3, 2].multiply(40), head.at[:, 5].multiply(9)
+
+    def loss(function, hidden, head):
+        return function(hidden, head, labels, reduction="sum", chunk_rows=8)
+
+    whole = jax.value_and_grad(partial(loss, crossent_jax.linear_cross_entropy), (0, 1))
+    split = jax.value_and_grad(partial(loss, test_sharded.sharded_loss(layout)), (0, 1))
+    with jax.set_mesh(mesh):
+        found = jax.jit(split)(hidden, head)
+    right = whole(*(jnp.asarray(np.asarray(x)) for x in (hidden, head)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, right)
+
+
+def test_a_loss_far_below_the_guess_is_exact(platform):
+    """Of rows whose label lies 10 to 30 nats above the classes that the guess is taken from, at offsets of 0 and 1000."""
+    gen = grid.rng("accelerators confident")
+    for offset in (0, 1000):
+        head = np.concatenate([gen.integers(-8, 9, (4, 67)) / 4, np.eye(7, 67, 60), np.full((1, 67), offset)])
+        hidden = np.concatenate([gen.integers(-4, 5, (7, 4)) / 4, np.diag(np.arange(10.0, 31, 3)), np.ones((7, 1))], 1)
+        z, labels = hidden @ head, np.arange(60, 67)
+        nll = np.log1p(np.sum(np.exp(z - z[np.arange(7), labels, None]), 1) - 1)
+        x, w = np.asarray(hidden, np.float32), np.asarray(head, np.float32)
+        each = crossent_jax.linear_cross_entropy(x, w, labels, reduction="none", chunk_rows=3)
+        total, _ = jax.value_and_grad(partial(crossent_jax.linear_cross_entropy, reduction="sum"))(x, w, labels)
+        assert np.max(np.abs(each - nll)) <= 4e-7 and abs(total - nll.sum()) <= 1e-6
 
 
 def test_a_row_of_nan_is_nan_and_an_ignored_one_adds_nothing(platform):
