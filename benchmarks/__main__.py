@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     aot.add_argument(
         "--profile", action="store_true", help="cycles of the static profiler of v5e, v5p and v6e too: minutes each"
     )
+    aot.add_argument("--options", metavar="NAME", help="of cross_entropy, by a name of `memory`; or all numbers")
     aot.add_argument("--timeout", type=positive, default=900, help="seconds for one compilation (default 900)")
     memory = commands.add_parser("memory", help="what every option holds beside the gradient, as compiled")
     memory.add_argument(

@@ -17,8 +17,10 @@ from . import records, table
 from .cases import changed, known, names_of, shapes_of
 from .chips import CHIPS, GPUS, RATES, TPU_TOPOLOGIES, missing_compiler
 from .contenders import CONTENDERS
+from .contenders.logits import IMPLEMENTATIONS
 from .environment import machine
 from .hlo import operations_of, profile_of
+from .memory import CROSS_ENTROPY, NUMBERS
 from .operations import OPERATIONS, SHARDED
 from .processes import Died, answers
 from .records import Bad
@@ -43,14 +45,32 @@ def chosen_cases(options: Namespace) -> list[Case]:
     found = [case for case in cases if case.mode != "eager"]
     if not found:
         raise Bad("no case: see `list` for operations")
+    if options.options and {case.operation for case in found} != {"cross_entropy"}:
+        raise Bad("options are those of cross_entropy: give --op cross_entropy")
     return found
 
 
-def compiled(case: Case, name: str, chip: str, folder: Path, flags: str, timeout: float) -> dict:
+def chosen_options(options: Namespace) -> str | None:
+    """A line of the table of ``memory``, by its name behind "cross_entropy, "."""
+    names = [name.partition(", ")[2] for name in CROSS_ENTROPY | NUMBERS]
+    known("options", [options.options] if options.options else None, names)
+    return options.options
+
+
+def names_to_compile(case: Case, options: Namespace) -> list[str]:
+    """Of contenders of JAX; with options, of the library's own."""
+    if options.options:
+        return [name for name in options.impl or IMPLEMENTATIONS if name in IMPLEMENTATIONS]
+    names = names_of(case, options.impl or list(AOT_IMPLEMENTATIONS))
+    return [name for name in names if CONTENDERS[case.operation][name].library == "jax"]
+
+
+def compiled(case: Case, name: str, chip: str, folder: Path, flags: str, options: Namespace) -> dict:
     """What the worker says; :class:`Died` if the compiler kills it."""
     variables = os.environ | {"LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"}
-    request = {"case": case, "name": name, "chip": chip, "text": str(folder / "program.txt")}
-    (message,) = answers(request, variables, timeout, module="benchmarks.aot_worker")
+    text = str(folder / "program.txt")
+    request = {"case": case, "name": name, "chip": chip, "options": options.options, "text": text}
+    (message,) = answers(request, variables, options.timeout, module="benchmarks.aot_worker")
     return message
 
 
@@ -59,7 +79,7 @@ def row_of(case: Case, name: str, chip: str, options: Namespace) -> dict:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
-            message = compiled(case, name, chip, folder, "", options.timeout)
+            message = compiled(case, name, chip, folder, "", options)
         except Died as death:
             return without_figures(name, "failed", death.why)
         if "refused" in message:
@@ -77,7 +97,7 @@ def cycles(case: Case, name: str, chip: str, folder: Path, options: Namespace) -
     text, profiler = (folder / "program.txt").read_text(), None
     if options.profile and chip in PROFILED:
         try:
-            compiled(case, name, chip, folder, f"--xla_jf_dump_static_llo_profile_to={folder}", options.timeout)
+            compiled(case, name, chip, folder, f"--xla_jf_dump_static_llo_profile_to={folder}", options)
             profiler = "complete"
         except Died as death:
             profiler = death.why
@@ -116,8 +136,8 @@ COLUMNS = (
 FORMATS = {1e-6: ".4g", 2**-20: ",.1f", 1: "d"}
 
 
-def show(console, chip: str, case: Case, rows: list[dict]) -> None:
-    drawn = Table(title=f"{chip}: {case}", title_justify="left", show_edge=False, pad_edge=False)
+def show(console, title: str, rows: list[dict]) -> None:
+    drawn = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for title in ("", *(title for title, _, _ in COLUMNS)):
         drawn.add_column(title, justify="right" if title else "left")
     for row in rows:
@@ -144,9 +164,9 @@ def chosen_chips(options: Namespace) -> list[str]:
 
 
 def main(options: Namespace) -> int:
-    console, cases = table.console(), chosen_cases(options)
+    console, cases, with_options = table.console(), chosen_cases(options), chosen_options(options)
     known("implementation", options.impl, sorted({name for case in cases for name in CONTENDERS[case.operation]}))
-    chips, wanted = chosen_chips(options), options.impl or list(AOT_IMPLEMENTATIONS)
+    chips = chosen_chips(options)
     if options.out:
         environment = machine() | {"platform": "aot", "device": ", ".join(chips)}
         records.create(options.out, [records.line_of("environment", **environment)])
@@ -155,11 +175,12 @@ def main(options: Namespace) -> int:
         for chip in chips:
             for case in cases:
                 progress.update(task, description=f"{chip}: {case}")
-                names = [n for n in names_of(case, wanted) if CONTENDERS[case.operation][n].library == "jax"]
-                rows = [row_of(case, name, chip, options) for name in names]
-                fields = records.fields_of(case) | {"platform": f"aot {chip}"}
+                rows = [row_of(case, name, chip, options) for name in names_to_compile(case, options)]
+                operation = f"{case.operation}, {with_options}" if with_options else case.operation
+                called = case._replace(operation=operation)
+                fields = records.fields_of(called) | {"platform": f"aot {chip}"}
                 if options.out:
                     records.append(options.out, [records.line_of("row", **fields, **row) for row in rows])
-                show(progress.console, chip, case, rows)
+                show(progress.console, f"{chip}: {called}", rows)
                 progress.advance(task)
     return 0

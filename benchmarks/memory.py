@@ -105,6 +105,7 @@ def _pairs() -> dict[str, Loss]:
 
 
 PAIRS = _pairs()
+NUMBERS = {"cross_entropy, all numbers": _labelled(STATIC, {})}  # no class weights: the profiler of a v5e takes no gather
 
 
 def _both_sides(first: str, second: str) -> tuple[tuple[str, ...], ...]:
@@ -153,17 +154,22 @@ def allowed_bytes(shape: Shape) -> int:
     return 64 * shape.n + 4 * 2**20
 
 
-def temporary_bytes(chip: str, cell: Cell, shape: Shape) -> int:
-    """Of the cell's program, compiled for a chip or "cpu"."""
-    loss = (LOSSES | PAIRS)[cell.loss]
+def program_of(cell: Cell, shape: Shape, **more: Any) -> tuple[Callable, list[tuple[tuple[int, ...], str]]]:
+    """The function of the cell's arrays, and their shapes and dtypes. ``more``: arguments of the loss beside its options."""
+    loss = (LOSSES | NUMBERS | PAIRS)[cell.loss]
     names, sizes = list(loss.arrays), {"n": shape.n, "v": shape.v}
 
     def value(*given):
-        return loss.function(**dict(zip(names, given, strict=True)), **loss.options)
+        return loss.function(**dict(zip(names, given, strict=True)), **loss.options, **more)
 
     sides = tuple(names.index(name) for name in cell.side)
     function = jax.value_and_grad(value, sides) if sides else value
-    given = [(tuple(sizes[axis] for axis in axes), dtype or cell.dtype) for axes, dtype in loss.arrays.values()]
+    return function, [(tuple(sizes[axis] for axis in axes), dtype or cell.dtype) for axes, dtype in loss.arrays.values()]
+
+
+def temporary_bytes(chip: str, cell: Cell, shape: Shape) -> int:
+    """Of the cell's program, compiled for a chip or "cpu"."""
+    function, given = program_of(cell, shape)
     return compile_for(chip, function, *given).memory_analysis().temp_size_in_bytes
 
 

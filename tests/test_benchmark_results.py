@@ -573,6 +573,8 @@ def test_a_bad_word_is_refused(words, says, capsys):
         (["compare", "none.jsonl", "none.jsonl"], "cannot read none.jsonl"),
         (["aot", "--chip", "v9"], "unknown chip v9"),
         (["aot", "--op", "sharded_cross_entropy"], "aot compiles for one chip"),
+        (["aot", "--op", "info_nce", "--options", "softcap"], "options are those of cross_entropy"),
+        (["aot", "--op", "cross_entropy", "--options", "softcaps"], "unknown options softcaps"),
         (["targets", "none.jsonl"], "cannot read none.jsonl"),
     ],
 )

@@ -4,6 +4,7 @@ Each formula computes in the logits' own dtype, as its authors wrote it: a fast 
 """
 
 import importlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,11 @@ from .contender import formula, of_torch
 ALL_MODES = ("forward", "value_and_grad", "eager")
 
 
-def ours(logits, labels):
-    return crossent_jax.cross_entropy(logits, labels)
+IMPLEMENTATIONS = {"ours": None, "ours-kernel": "pallas_tpu", "ours-reference": "reference"}
 
 
-def ours_kernel(logits, labels):
-    return crossent_jax.cross_entropy(logits, labels, implementation="pallas_tpu")
-
-
-def ours_reference(logits, labels):
-    return crossent_jax.cross_entropy(logits, labels, implementation="reference")
+def ours(name: str):
+    return partial(crossent_jax.cross_entropy, implementation=IMPLEMENTATIONS[name])
 
 
 def naive(logits, labels):
@@ -95,9 +91,9 @@ FORMULAS = {
     "t5x": formula("the form of T5X and MaxText: float32, one-hot, z-loss 0", t5x),
 }
 CROSS_ENTROPY = {
-    "ours": formula("crossent_jax.cross_entropy", ours, modes=ALL_MODES),
-    "ours-kernel": formula("the same, implementation='pallas_tpu'", ours_kernel, platforms=("tpu",), ranked=False),
-    "ours-reference": formula("the same, implementation='reference'", ours_reference),
+    "ours": formula("crossent_jax.cross_entropy", ours("ours"), modes=ALL_MODES),
+    "ours-kernel": formula("the same, implementation='pallas_tpu'", ours("ours-kernel"), platforms=("tpu",), ranked=False),
+    "ours-reference": formula("the same, implementation='reference'", ours("ours-reference")),
     **FORMULAS,
     "torch": of_torch("torch.nn.functional.cross_entropy", torch_loss),
     "torch-float32": of_torch("the same on logits.float()", torch_float32_loss, dtypes=("bfloat16", "float16")),
