@@ -279,7 +279,7 @@ def targets_of_chips() -> list[Target]:
         figures = linear("bfloat16", figure, shapes=shapes, platform=f"aot {chip}")
         found.append(Target(f"{chip}: {text}", bound, figures))
 
-    for chip, whole, in_4_gib, bare in (("v5e", 1.45, 1.3, 1.15), ("v6e", 1.8, 1.5, 1.3)):
+    for chip, whole, in_4_gib, bare in (("v5e", 1.1, 1.15, 0.9), ("v6e", 1.4, 1.25, 0.9)):
         as_compiled("cycles over three whole products", whole, of_cycles("ours", "products-whole"), chip)
         as_compiled("cycles in 4 GiB over three whole products", in_4_gib, of_cycles("ours-4GiB", "products-whole"), chip)
         as_compiled("cycles over the products of our chunks", bare, of_cycles("ours", "products"), chip)
