@@ -16,9 +16,9 @@ Value and gradient of a mean over the time of all rows in turn, by the part that
 | the second with chunks left out where no row counts, rows where they are | 0.97 | 0.96 | | | 0.95 | 0.13 |
 
 With reduction "none" 1.00 to 1.01 and 0.13 for none and 7/8. A problem of 2**26 multiplications takes 1.03 to 1.05 where
-all rows count; its loop of two chunks spares little. At (8192, 2048, 131072) in bfloat16, every row counted, a
-v5e takes 117 million model cycles for 112 and a v6e 51 for 48, for zeros that are written before the first chunk, and an H100
-reads and writes the same 52.7 GB; their temporary memory grows by 0, 0 and 27 MiB.
+all rows count; its loop of two chunks spares little. At (8192, 2048, 131072) in bfloat16, every row counted, a v5e takes
+117 million model cycles for 112 and a v6e 51 for 48, for zeros that are written before the first chunk, and an H100 reads
+and writes the same 52.7 GB; their temporary memory grows by 0, 0 and 27 MiB.
 """
 
 from collections.abc import Callable
