@@ -237,5 +237,5 @@ user_loss_of_rows = jax.jit(user_loss, static_argnums=(0, 1, 2, 3))
 
 def user_loss_of_call(spec: Spec, reduction: str, loss: UserLoss, reads: frozenset[str], *arrays):
     """The same of a function that no later call can share: a program that is forgotten with it. One program too, since JAX
-    (to 0.10.2 at least) runs no rule with symbolic zeros in a ``jax.shard_map`` that is not compiled."""
+    (0.10.2, 0.12.0.1) runs no rule with symbolic zeros in a ``jax.shard_map`` that is not compiled."""
     return jax.jit(partial(user_loss, spec, reduction, loss, reads))(*arrays)
