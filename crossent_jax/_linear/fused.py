@@ -117,7 +117,7 @@ def _state_backward(plans: Plans, residuals, cotangents: State):
 
     def sums_of(plan, fused, states, g, mask):
         whole, fused = fused, padded(plan, fused)
-        way = _way(plan, fused, mask, last_apart=plan.last_apart)
+        way = _way(plan, fused, mask, last_apart=plan.last_apart, sets_sums=plan.marked)
 
         def step(sums, start, size, fresh):
             piece = way.piece(start, size)
@@ -128,7 +128,7 @@ def _state_backward(plans: Plans, residuals, cotangents: State):
 
         none = no_gradient(fused, needed, types)
         sums = way.run(step, none._replace(head=way.unset(none.head)))[0]
-        return _back(way, unpadded(sums, whole))
+        return _back(way, unpadded(sums._replace(head=way.total(sums.head)), whole))
 
     def run(mask, *arrays):
         return by_platform(plans, sums_of, *arrays, mask)
@@ -221,7 +221,7 @@ def _sum_and_gradients(
     plan = plan._replace(exponentials=keeps_exponentials(plan, fused, needed))
     if plan.exponentials:
         plan = plan._replace(blocks=plan.blocks._replace(state=None))  # they are those of whole rows
-    way = _way(plan, fused, mask, last_apart=plan.last_apart, shards=loss.axis_name)
+    way = _way(plan, fused, mask, last_apart=plan.last_apart, sets_sums=plan.marked, shards=loss.axis_name)
 
     def of_chunk(state, row, shared):
         return loss(relative_to_larger_label(state) if plan.by_guess else state, row, shared, classes)
@@ -240,7 +240,8 @@ def _sum_and_gradients(
     no_sums = no_gradient(fused, needed, types, scaled_later=True)
     carry = no_sums._replace(head=way.unset(no_sums.head)), jax.tree.map(lambda x: zeros(x, x.dtype), _floating(shared))
     (sums, g_shared), (losses, g_rows) = way.run(step, carry)
-    return jnp.sum(losses), _back(way, unpadded(sums, whole)), way.back(g_rows), g_shared
+    sums = unpadded(sums._replace(head=way.total(sums.head)), whole)
+    return jnp.sum(losses), _back(way, sums), way.back(g_rows), g_shared
 
 
 def _any_asked(rows: Any) -> bool:
