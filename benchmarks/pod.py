@@ -100,8 +100,9 @@ def held_bytes(shape: Shape, mesh: Mesh) -> float:
     rows, d, classes = mine
     arguments = ITEM * (rows * d + d * classes / mesh.fsdp)
     gathered = ITEM * d * classes if mesh.fsdp > 1 else 0
-    running, summing = cost(mine.sizes, mine.cut).memory, 0
-    if mine.cut.chunks > 1:
+    alone = mine.cut.chunks == 1  # whose exponentials a v5e holds once
+    running, summing = rows * mine.sizes.kept if alone else cost(mine.sizes, mine.cut).memory, 0
+    if not alone:
         of_hidden = 4 * rows * d if mesh.model > 1 else 0
         of_head = 12 if mesh.data > 1 else 8 + ITEM if mesh.fsdp > 1 else 0
         running, summing = running + of_hidden, max(3 * of_hidden, of_head * d * classes)
